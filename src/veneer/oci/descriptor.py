@@ -1,0 +1,129 @@
+"""Descriptors and platforms (OCI image-spec, descriptor.md and image-index.md).
+
+``from_json`` takes decoded JSON from outside, believes nothing and raises :class:`IntegrityError`;
+``to_json`` gives plain dicts with keys in the order of the specification and without empty members.
+"""
+
+import platform as host_platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from veneer.errors import IntegrityError, UsageError
+from veneer.oci.digest import Digest
+
+__all__ = ["MAX_BLOB_SIZE", "Descriptor", "Platform", "string_map"]
+
+#: Larger blobs are refused: no registry stores them, and sizes must fit 63 bits with room for sums.
+MAX_BLOB_SIZE = 1 << 48
+
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+def string_map(value: object, what: str) -> dict[str, str]:
+    """A JSON object of strings (annotations, labels), checked; None counts as empty."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise IntegrityError(f"{what} is not an object of strings")
+    return dict(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What an image runs on, as in ``linux/arm/v7``."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse ``os/arch[/variant]``."""
+        parts = text.split("/")
+        if len(parts) not in (2, 3) or not all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", p) for p in parts):
+            raise UsageError(f"invalid platform {text!r}", hint="write it as os/arch or os/arch/variant")
+        return cls(*parts)
+
+    @classmethod
+    def host(cls) -> Self:
+        """The platform of this machine."""
+        machine = host_platform.machine()
+        return cls("linux", _MACHINES.get(machine, machine), "v7" if machine == "armv7l" else "")
+
+    @classmethod
+    def from_json(cls, value: object) -> Self | None:
+        """The ``platform`` member of a descriptor, or None when it is absent."""
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise IntegrityError("platform of a descriptor is not an object")
+        parts = [value.get(key, "") for key in ("os", "architecture", "variant")]
+        if not all(isinstance(part, str) and len(part) <= 64 for part in parts):
+            raise IntegrityError("platform of a descriptor is malformed")
+        return cls(*parts)
+
+    def to_json(self) -> dict[str, str]:
+        """The ``platform`` member of a descriptor."""
+        out = {"architecture": self.architecture, "os": self.os}
+        if self.variant:
+            out["variant"] = self.variant
+        return out
+
+    def matches(self, wanted: "Platform") -> bool:
+        """Whether an image of this platform satisfies ``wanted`` (an empty variant wants any)."""
+        return (self.os, self.architecture) == (wanted.os, wanted.architecture) and (
+            not wanted.variant or not self.variant or self.variant == wanted.variant
+        )
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What a blob is (``media_type``), how long it is (``size``, bytes) and what it must hash to."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    platform: Platform | None = None
+    artifact_type: str = ""
+
+    @classmethod
+    def from_json(cls, value: object, what: str = "descriptor") -> Self:
+        """Check and parse one descriptor; ``what`` names it in errors."""
+        if not isinstance(value, dict):
+            raise IntegrityError(f"{what} is not an object")
+        media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
+        if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
+            raise IntegrityError(f"{what} has no valid mediaType")
+        if not isinstance(digest, str):
+            raise IntegrityError(f"{what} has no digest")
+        if type(size) is not int or not 0 <= size <= MAX_BLOB_SIZE:
+            raise IntegrityError(f"{what} has no valid size")
+        artifact_type = value.get("artifactType") or ""
+        if not isinstance(artifact_type, str):
+            raise IntegrityError(f"{what} has a malformed artifactType")
+        try:
+            parsed = Digest.parse(digest)
+        except UsageError as error:
+            raise IntegrityError(f"{what}: {error.message}") from error
+        annotations = string_map(value.get("annotations"), f"annotations of {what}")
+        platform = Platform.from_json(value.get("platform"))
+        return cls(media_type, parsed, size, annotations, platform, artifact_type)
+
+    def to_json(self) -> dict[str, Any]:
+        """The descriptor as a JSON object."""
+        out: dict[str, Any] = {"mediaType": self.media_type}
+        if self.artifact_type:
+            out["artifactType"] = self.artifact_type
+        out |= {"digest": str(self.digest), "size": self.size}
+        if self.platform:
+            out["platform"] = self.platform.to_json()
+        if self.annotations:
+            out["annotations"] = dict(sorted(self.annotations.items()))
+        return out

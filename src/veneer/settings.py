@@ -1,0 +1,82 @@
+"""What the user may set, read once at the edge and passed inward as one frozen value.
+
+Defaults < ``VENEER_*`` environment < command line. Directories follow the XDG rules for users and the FHS
+for root.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from veneer.errors import UsageError
+from veneer.oci.descriptor import Platform
+
+__all__ = ["Settings", "parse_size"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``512M`` or ``10G`` (binary units)."""
+    number, unit = text[:-1], text[-1:].upper()
+    if unit.isdigit():
+        number, unit = text, ""
+    if unit not in _UNITS or not number.isascii() or not number.isdigit():
+        raise UsageError(f"invalid size {text!r}", hint="write it like 512M or 10G")
+    return int(number) * _UNITS[unit]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one invocation.
+
+    Args:
+        cache_dir: devices and indexes; survives restarts and may be deleted at any time nothing is mounted.
+        run_dir: state of live mounts; does not survive a reboot.
+        cache_quota: bytes that the device cache may take.
+        read_deadline_s: how long a read of a mounted file waits for bytes before it fails with EIO.
+        platform: which image of a multi-platform index is meant.
+        authfile: replaces the usual search for registry credentials.
+        ca_file: additional trusted certificates (PEM) for registries.
+        insecure: hosts (``host`` or ``host:port``) that may be spoken to over plain HTTP; loopback always may.
+    """
+
+    cache_dir: Path
+    run_dir: Path
+    cache_quota: int
+    read_deadline_s: float
+    platform: Platform
+    authfile: Path | None = None
+    ca_file: Path | None = None
+    insecure: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Settings as the environment has them."""
+        env, home, root = os.environ, Path.home(), os.geteuid() == 0
+        cache = Path("/var/cache") if root else Path(env.get("XDG_CACHE_HOME") or home / ".cache")
+        fallback = "/run" if root else env.get("XDG_RUNTIME_DIR") or f"/tmp/veneer-{os.geteuid()}"
+        platform = env.get("VENEER_PLATFORM")
+        authfile = env.get("REGISTRY_AUTH_FILE")
+        ca_file = env.get("VENEER_CA_FILE")
+        return cls(
+            cache_dir=Path(env.get("VENEER_CACHE_DIR") or cache / "veneer"),
+            run_dir=Path(env.get("VENEER_RUN_DIR") or Path(fallback) / "veneer"),
+            cache_quota=parse_size(env.get("VENEER_CACHE_QUOTA") or "20G"),
+            read_deadline_s=_seconds(env.get("VENEER_READ_DEADLINE") or "30"),
+            platform=Platform.parse(platform) if platform else Platform.host(),
+            authfile=Path(authfile) if authfile else None,
+            ca_file=Path(ca_file) if ca_file else None,
+            insecure=frozenset(filter(None, env.get("VENEER_INSECURE", "").split(","))),
+        )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:
+        raise UsageError(f"invalid number of seconds {text!r}")
+    return value

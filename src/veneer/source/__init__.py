@@ -1,0 +1,1 @@
+"""Where stored bytes come from. A source is *unverified bytes by range*; verification is its callers' work."""
