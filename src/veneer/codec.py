@@ -1,0 +1,114 @@
+"""Stored bytes of one span to plain bytes, or an error: never fewer, never more, never others.
+
+A span is decoded alone and in one call, so nothing here keeps state between spans. The invariant is that the
+result has exactly the promised length and that the stored bytes hold one frame or member and nothing
+after it. Memory is bounded by that length, which the span table has bounded before.
+
+Not here: finding spans, and opening seals (authenticated ciphers around a codec), which are refused by name.
+"""
+
+import hashlib
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import zstandard
+
+from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.index.model import Codec, Span
+
+__all__ = ["check_and_decode", "decode", "decode_zstd"]
+
+#: RFC 8878 (3.1.1.1.2) asks decoders for at least 8 MiB; more is for frames whose content is larger.
+MAX_ZSTD_WINDOW: Final = 8 << 20
+#: zlib's code for "a gzip header and trailer are required", with the largest window.
+_GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
+
+
+class _Contexts(threading.local):
+    """One zstd context a thread: making one costs more than decoding a small span, sharing one is not safe."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
+def check_and_decode(span: Span, stored: bytes | memoryview, what: str) -> bytes:
+    """The plain bytes of ``span``; its stored bytes are hashed before any decoder sees them."""
+    if len(stored) != span.stored_length:
+        raise IntegrityError(f"{what}: expected {span.stored_length} stored bytes, got {len(stored)}")
+    if (actual := hashlib.sha256(stored)).digest() != span.digest:
+        raise IntegrityError(f"{what}: expected sha256:{span.digest.hex()}, got sha256:{actual.hexdigest()}")
+    return decode(span.codec, stored, span.length, what)
+
+
+def decode(codec: Codec, stored: bytes | memoryview, length: int, what: str) -> bytes:
+    """The ``length`` plain bytes that ``stored`` holds.
+
+    Args:
+        codec: how they are stored.
+        stored: the stored bytes, all of them; whoever fetched them has checked their digest.
+        length: plain length in bytes, at least 1; bounds the memory that this takes.
+        what: names the bytes in errors.
+
+    Raises:
+        IntegrityError: the bytes are corrupt, or hold more or less than ``length`` bytes.
+        UnsupportedFormat: nothing here knows the codec or its seal.
+    """
+    if codec.seal:
+        raise UnsupportedFormat(f"{what}: sealed with {codec.seal!r}, which this version cannot open")
+    decoder = _DECODERS.get(codec.name)
+    if decoder is None:
+        raise UnsupportedFormat(f"{what}: unknown codec {codec.name!r}")
+    return decoder(stored, length, what)
+
+
+def _decode_raw(stored: bytes | memoryview, length: int, what: str) -> bytes:
+    if len(stored) != length:
+        raise IntegrityError(f"{what}: expected {length} bytes, got {len(stored)}")
+    return bytes(stored)
+
+
+def decode_zstd(stored: bytes | memoryview, length: int, what: str) -> bytes:
+    """The content of one zstd frame that states its size and needs no dictionary."""
+    # The magic number is compared here because a skippable frame also has parameters, but no content.
+    if length < 1 or stored[:4] != zstandard.FRAME_HEADER:
+        raise IntegrityError(f"{what}: not a zstd frame")
+    try:
+        frame = zstandard.get_frame_parameters(stored)
+        if frame.content_size != length:
+            raise IntegrityError(f"{what}: zstd frame does not state the expected size of {length} bytes")
+        if frame.dict_id:
+            raise IntegrityError(f"{what}: zstd frame needs the dictionary {frame.dict_id}")
+        if frame.window_size > max(MAX_ZSTD_WINDOW, length):
+            raise IntegrityError(f"{what}: zstd frame asks for a window of {frame.window_size} bytes")
+        plain = _contexts.zstd.decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"{what}: invalid zstd frame: {error}") from error
+    if len(plain) != length:
+        raise IntegrityError(f"{what}: expected {length} bytes, got {len(plain)}")
+    return plain
+
+
+def _decode_gzip(stored: bytes | memoryview, length: int, what: str) -> bytes:
+    member = zlib.decompressobj(_GZIP_WBITS)
+    try:
+        # One byte more than expected: enough to see that there is more, and to let zlib read the trailer.
+        plain = member.decompress(stored, length + 1)
+    except zlib.error as error:
+        raise IntegrityError(f"{what}: invalid gzip member: {error}") from error
+    if len(plain) != length or not member.eof:
+        raise IntegrityError(f"{what}: gzip member does not hold exactly {length} bytes")
+    if member.unused_data:
+        raise IntegrityError(f"{what}: {len(member.unused_data)} bytes follow the gzip member")
+    return plain
+
+
+_DECODERS: Final[dict[str, Callable[[bytes | memoryview, int, str], bytes]]] = {
+    "raw": _decode_raw,
+    "zstd": decode_zstd,
+    "gzip": _decode_gzip,
+}

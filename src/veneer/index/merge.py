@@ -1,0 +1,191 @@
+"""Layers to one tree: what overlayfs would show if every layer were unpacked into a directory of its own.
+
+The result is made of the layers' own columns, laid end to end, so a row costs next to nothing unless an upper
+layer touches its directory. Whiteouts and opaque directories hide, names of upper layers win, directories
+merge with directories and with nothing else, hard links end at one node.
+
+Symbolic links are never followed: neither a layer's paths nor its hard links can leave the place they name.
+Trees are believed to be well formed, as the builder and the wire format make them.
+"""
+
+import stat
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain, compress
+from typing import Final, TypeVar
+
+from veneer.errors import IntegrityError
+from veneer.index.model import (
+    IMPLICIT_DIR,
+    WHITEOUT,
+    ImageIndex,
+    LayerIndex,
+    LayerTree,
+    MetadataPolicy,
+)
+
+__all__ = ["merge"]
+
+#: A directory that no layer describes is what unpackers make of it: root's, at the beginning of time.
+_DEFAULT_DIR_MODE: Final = stat.S_IFDIR | 0o755
+
+_Children = dict[int, dict[bytes, int]]
+_Fact = TypeVar("_Fact")
+
+
+def merge(layers: Sequence[LayerIndex], policy: MetadataPolicy | None = None) -> ImageIndex:
+    """The image that ``layers`` (lowest first) make; ``policy`` is recorded in it.
+
+    Raises IntegrityError when a hard link leads to nothing in the layers below, or to a directory.
+    """
+    trees = [layer.tree for layer in layers] or [_empty_tree()]
+    bases = list(accumulate(map(len, trees), initial=0))[:-1]
+    overlay = _Overlay()
+    for number, (tree, base) in enumerate(zip(trees, bases, strict=True), 1):
+        overlay.add(tree, base, f"layer {number} of {len(trees)}")
+    children, nlink = overlay.reachable(sum(map(len, trees)))
+    index = ImageIndex(
+        devices=tuple(layer.device for layer in layers),
+        bases=bases,
+        root=overlay.root,
+        children=children,
+        mode=_joined(tree.mode for tree in trees),
+        uid=_joined(tree.uid for tree in trees),
+        gid=_joined(tree.gid for tree in trees),
+        mtime_ns=_joined(tree.mtime_ns for tree in trees),
+        size=_joined(tree.size for tree in trees),
+        data=_joined(tree.data for tree in trees),
+        nlink=nlink,
+        targets=_facts((tree.targets for tree in trees), bases),
+        rdevs=_facts((tree.rdevs for tree in trees), bases),
+        xattrs=_facts((tree.xattrs for tree in trees), bases),
+        segments=_facts((tree.segments for tree in trees), bases),
+        policy=MetadataPolicy() if policy is None else policy,
+    )
+    for node in overlay.undescribed:
+        index.mode[node] = _DEFAULT_DIR_MODE
+        index.uid[node] = index.gid[node] = index.mtime_ns[node] = 0
+    return index
+
+
+def _empty_tree() -> LayerTree:
+    """What an image without layers shows: a root that nothing describes."""
+    zero = array("q", [0])
+    return LayerTree([b""], array("q", [IMPLICIT_DIR]), zero, zero, zero, zero, zero, zero, zero)
+
+
+def _joined(columns: "Iterable[array[int]]") -> "array[int]":
+    joined = array("q")
+    for column in columns:
+        # Equal item sizes are copied in one piece; anything else has to be converted item by item.
+        joined.extend(column if column.typecode == joined.typecode else array("q", column.tolist()))
+    return joined
+
+
+def _facts(parts: Iterable[dict[int, _Fact]], bases: Iterable[int]) -> dict[int, _Fact]:
+    """Rare facts by row of each layer as facts by node."""
+    facts: dict[int, _Fact] = {}
+    for part, base in zip(parts, bases, strict=True):
+        facts.update({base + row: fact for row, fact in part.items()} if base else part)
+    return facts
+
+
+def _rows(mode: "array[int]", kinds: frozenset[int]) -> list[int]:
+    """Rows whose type is one of ``kinds``, ascending."""
+    wanted = {value for value in set(mode) if stat.S_IFMT(value) in kinds}
+    return list(compress(range(len(mode)), map(wanted.__contains__, mode))) if wanted else []
+
+
+class _Overlay:
+    """The names of the layers added so far: which node each leads to.
+
+    ``children`` holds every reachable directory, the empty ones too, and may hold hidden ones; a node is a
+    directory exactly if it is a key.
+    """
+
+    def __init__(self) -> None:
+        self.children: _Children = {}
+        self.root = 0
+        #: Nodes of directories that their layer implies; those that exist below are never reachable.
+        self.undescribed: list[int] = []
+
+    def add(self, tree: LayerTree, base: int, what: str) -> None:
+        """Lay one layer, whose row r is node ``base + r``, over the others."""
+        directories = _rows(tree.mode, frozenset({stat.S_IFDIR, IMPLICIT_DIR}))
+        if not directories or directories[0] != 0:
+            raise IntegrityError(f"{what}: its root is not a directory")
+        implied = set(_rows(tree.mode, frozenset({IMPLICIT_DIR})))
+        whiteouts = _rows(tree.mode, frozenset({WHITEOUT}))
+        nodes = self._nodes(tree, base, what)
+        self.undescribed += [base + row for row in implied]
+
+        below: dict[int, int] = {}  # directory row -> the directory it is laid over
+        if self.children:
+            below[0] = self.root
+            if 0 in implied:
+                nodes[0] = self.root
+        self.root = nodes[0]
+        next_directory, next_whiteout = 1, 0
+        # Breadth first, child ranges follow each other: both positions only ever move forward.
+        for row in directories:
+            first = tree.first_child[row]
+            end = first + tree.child_count[row]
+            lower = below.pop(row, None)
+            kids = {} if lower is None else self.children.pop(lower)
+            if row in tree.opaque:
+                kids = {}
+            stop = bisect_left(directories, end, next_directory)
+            for child in directories[next_directory:stop] if kids else ():
+                under = kids.get(tree.names[child])
+                if under is not None and under in self.children:
+                    below[child] = under
+                    if child in implied:
+                        nodes[child] = under
+            next_directory = stop
+
+            before = len(kids)
+            kids.update(zip(tree.names[first:end], nodes[first:end], strict=True))
+            if 0 < before < len(kids):
+                kids = dict(sorted(kids.items()))
+            while next_whiteout < len(whiteouts) and whiteouts[next_whiteout] < end:
+                kids.pop(tree.names[whiteouts[next_whiteout]])
+                next_whiteout += 1
+            self.children[nodes[row]] = kids
+
+    def _nodes(self, tree: LayerTree, base: int, what: str) -> list[int]:
+        """The node that each row's name leads to, hard links resolved."""
+        nodes = list(range(base, base + len(tree)))
+        for row, target in tree.links.items():
+            nodes[row] = base + target
+        for row, path in tree.far_links.items():
+            nodes[row] = self._inode(path, what)
+        return nodes
+
+    def _inode(self, path: bytes, what: str) -> int:
+        """The node at ``path`` in the layers added so far, for another name of it."""
+        node: int | None = self.root
+        for name in path.split(b"/"):
+            kids = self.children.get(node) if node is not None else None
+            node = kids.get(name) if kids is not None else None
+        if node is None:
+            raise IntegrityError(f"{what}: a hard link leads to {path!r}, which the layers below do not have")
+        if node in self.children:
+            raise IntegrityError(f"{what}: a hard link leads to {path!r}, which is a directory")
+        return node
+
+    def reachable(self, count: int) -> "tuple[_Children, array[int]]":
+        """The directories that names lead to, parents first, and the link counts of ``count`` nodes."""
+        nlink = array("q", bytes(8 * count))
+        children: _Children = {}
+        pending = [self.root]
+        for node in pending:
+            children[node] = kids = self.children[node]
+            directories = list(filter(self.children.__contains__, kids.values()))
+            nlink[node] = 2 + len(directories)
+            pending += directories
+        for node, names in Counter(chain.from_iterable(map(dict.values, children.values()))).items():
+            if node not in children:
+                nlink[node] = names
+        return children, nlink
