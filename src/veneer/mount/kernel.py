@@ -1,0 +1,107 @@
+"""The kernel's mount interface: mount(2), umount2(2), and the mount table of this process.
+
+The mount table is the only thing asked about a mount point: ``stat`` on one would wait for the process that
+serves it, which may be this one.
+
+Every function here blocks; an event loop calls them in a thread.
+"""
+
+import ctypes
+import errno
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.errors import MountError
+
+__all__ = ["FUSE_TYPE", "SOURCE", "MountEntry", "mount", "mount_table", "mounts_at", "unmount", "unmount_fuse"]
+
+#: File system type of our FUSE mounts in the mount table (``-o subtype=veneer``).
+FUSE_TYPE = "fuse.veneer"
+#: Source of our mounts in the mount table, by which clean-up knows an overlay for ours.
+SOURCE = "veneer"
+
+MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_TABLE = Path("/proc/self/mountinfo")
+#: mount(2) takes one page of options, with the NUL at its end.
+MAX_OPTIONS = 4095
+#: fusermount3 has nothing to wait for: one system call, then the mount table.
+TIMEOUT_S = 20.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One row of the mount table."""
+
+    mountpoint: Path
+    fstype: str
+    source: str
+
+    @property
+    def ours(self) -> bool:
+        """Whether this program made the mount."""
+        return self.source == SOURCE and self.fstype in (FUSE_TYPE, "overlay")
+
+
+def mount_table() -> list[MountEntry]:
+    """All mounts that this process sees, in the order they were made."""
+    out = []
+    for line in _TABLE.read_bytes().splitlines():
+        before, _, after = line.partition(b" - ")
+        mountpoint = Path(os.fsdecode(_unescape(before.split(b" ")[4])))
+        fstype, source = map(os.fsdecode, after.split(b" ")[:2])
+        out.append(MountEntry(mountpoint, fstype, source))
+    return out
+
+
+def mounts_at(mountpoint: Path) -> list[MountEntry]:
+    """What is mounted exactly there, the topmost mount last."""
+    return [entry for entry in mount_table() if entry.mountpoint == mountpoint]
+
+
+def mount(target: Path, fstype: str, options: bytes, flags: int = 0) -> None:
+    """Mount something whose source is called :data:`SOURCE`. Raises MountError."""
+    if len(options) > MAX_OPTIONS:
+        raise MountError(
+            f"cannot mount {fstype} on {target}: {len(options)} bytes of options are too many",
+            hint="use directories with shorter names",
+        )
+    if _libc.mount(SOURCE.encode(), os.fsencode(target), fstype.encode(), flags, options) != 0:
+        number = ctypes.get_errno()
+        hint = "the kernel log (dmesg) often names the option" if number == errno.EINVAL else None
+        raise MountError(f"cannot mount {fstype} on {target}: {os.strerror(number)}", hint=hint)
+
+
+def unmount(target: Path, *, lazy: bool = False) -> None:
+    """Call umount2(2). Raises OSError: EBUSY when something uses it, EINVAL when nothing is mounted there."""
+    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+    if _libc.umount2(os.fsencode(target), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def unmount_fuse(target: Path, *, lazy: bool = False) -> None:
+    """Unmount a FUSE mount of this user, as root or not. Raises OSError as :func:`unmount` does."""
+    if os.geteuid() == 0:
+        unmount(target, lazy=lazy)
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError as error:
+        raise MountError("fusermount3 is not installed", hint="install the package fuse3") from error
+    if done.returncode != 0:
+        text = done.stderr.strip()
+        number = errno.EBUSY if "busy" in text.lower() else errno.EINVAL
+        raise OSError(number, text or os.strerror(number), str(target))
+
+
+def _unescape(text: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
