@@ -63,7 +63,7 @@ class ImageConfig:
         """Parse a config; raises IntegrityError for anything that is not one."""
         document = _object(parse_json(data, "image config", limit=MAX_CONFIG_SIZE), "image config")
         platform = Platform.from_json(
-            {key: document.get(key) or "" for key in ("os", "architecture", "variant")}
+            {key: document[key] for key in _PLATFORM if document.get(key) is not None}
         )
         if platform is None or not platform.os or not platform.architecture:
             raise IntegrityError("image config does not say which os and architecture it is for")

@@ -254,7 +254,7 @@ def _open(data: bytes, media_type: str | None) -> tuple[dict[str, Json], str]:
         if name not in _MEMBERS and name.lower() in _MEMBERS_IN_LOWER_CASE:
             raise IntegrityError(f"manifest has a member {name!r} that some readers would take for another")
     version = document.get("schemaVersion")
-    if version == 1:
+    if type(version) is int and version == 1:
         raise _schema_1()
     if type(version) is not int or version != 2:
         raise IntegrityError(f"manifest has schemaVersion {str(version)[:20]!r}, expected 2")

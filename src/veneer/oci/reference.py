@@ -85,7 +85,9 @@ class LayoutReference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""
-        return f"oci:{self.path}{tag}{digest}"
+        # Only a slash tells a directory named "a:b" from the tag "b" in "a".
+        slash = "/" if not tag and any(mark in self.path.name for mark in ":@") else ""
+        return f"oci:{self.path}{slash}{tag}{digest}"
 
 
 def parse_reference(text: str) -> RegistryReference | LayoutReference:
