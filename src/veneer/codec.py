@@ -8,32 +8,18 @@ Not here: finding spans, and opening seals (authenticated ciphers around a codec
 """
 
 import hashlib
-import threading
 import zlib
 from collections.abc import Callable
 from typing import Final
 
-import zstandard
-
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index.model import Codec, Span
+from veneer.index.wire_frame import decode_zstd
 
-__all__ = ["check_and_decode", "decode", "decode_zstd"]
+__all__ = ["check_and_decode", "decode"]
 
-#: RFC 8878 (3.1.1.1.2) asks decoders for at least 8 MiB; more is for frames whose content is larger.
-MAX_ZSTD_WINDOW: Final = 8 << 20
 #: zlib's code for "a gzip header and trailer are required", with the largest window.
 _GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
-
-
-class _Contexts(threading.local):
-    """One zstd context a thread: making one costs more than decoding a small span, sharing one is not safe."""
-
-    def __init__(self) -> None:
-        self.zstd = zstandard.ZstdDecompressor()
-
-
-_contexts = _Contexts()
 
 
 def check_and_decode(span: Span, stored: bytes | memoryview, what: str) -> bytes:
@@ -70,27 +56,6 @@ def _decode_raw(stored: bytes | memoryview, length: int, what: str) -> bytes:
     if len(stored) != length:
         raise IntegrityError(f"{what}: expected {length} bytes, got {len(stored)}")
     return bytes(stored)
-
-
-def decode_zstd(stored: bytes | memoryview, length: int, what: str) -> bytes:
-    """The content of one zstd frame that states its size and needs no dictionary."""
-    # The magic number is compared here because a skippable frame also has parameters, but no content.
-    if length < 1 or stored[:4] != zstandard.FRAME_HEADER:
-        raise IntegrityError(f"{what}: not a zstd frame")
-    try:
-        frame = zstandard.get_frame_parameters(stored)
-        if frame.content_size != length:
-            raise IntegrityError(f"{what}: zstd frame does not state the expected size of {length} bytes")
-        if frame.dict_id:
-            raise IntegrityError(f"{what}: zstd frame needs the dictionary {frame.dict_id}")
-        if frame.window_size > max(MAX_ZSTD_WINDOW, length):
-            raise IntegrityError(f"{what}: zstd frame asks for a window of {frame.window_size} bytes")
-        plain = _contexts.zstd.decompress(stored, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"{what}: invalid zstd frame: {error}") from error
-    if len(plain) != length:
-        raise IntegrityError(f"{what}: expected {length} bytes, got {len(plain)}")
-    return plain
 
 
 def _decode_gzip(stored: bytes | memoryview, length: int, what: str) -> bytes:
