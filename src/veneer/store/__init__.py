@@ -1,0 +1,1 @@
+"""Verified bytes of devices: fetched once, kept within a quota, shared by every mount of a machine."""

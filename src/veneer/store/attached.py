@@ -1,0 +1,252 @@
+"""A device in use: where its spans may be found without a fetch, and what is done with fetched ones.
+
+Bytes of a span are, in this order: on disk and trusted; in memory; on disk but to be verified (after a boot) or
+decoded (stored form); on disk in an identical span of another device; at the source. All but the first two
+are a job's work, so that they too are done once however many readers wait.
+
+The ``*_now`` methods do CPU work and local I/O and touch no state of the store: they may run in any thread.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from veneer.errors import IntegrityError, VeneerError
+from veneer.index.model import Codec, Device, Span
+from veneer.source.base import BlobSource
+from veneer.store.cache import DeviceCache
+from veneer.store.devicefile import DeviceFile, Fill
+from veneer.store.fetch import FetchQueue
+from veneer.store.memory import MemoryCache
+from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
+
+__all__ = ["AttachedDevice", "Decode", "Local", "Outcome", "Twins"]
+
+#: Verifies and decodes the stored bytes of a span: :func:`veneer.codec.check_and_decode`, or one with a key.
+Decode = Callable[[Span, bytes | memoryview, str], bytes]
+
+_RAW = Codec("raw")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the bytes of one span: ``plain``, or ``error``; ``kept`` says they are on disk too."""
+
+    number: int
+    plain: bytes | None = None
+    error: VeneerError | None = None
+    kept: bool = False
+
+
+@dataclass(slots=True)
+class Local:
+    """What local sources gave: spans by number, and what happened on the way."""
+
+    plain: dict[int, bytes] = field(default_factory=dict)
+    unkept: set[int] = field(default_factory=set)
+    decoded: int = 0
+    copied: int = 0
+    reverified: int = 0
+    dropped: int = 0
+
+
+class AttachedDevice:
+    """One device, its source and its place in the cache. Made by :meth:`SpanStore.attach`.
+
+    Args:
+        device: what it is.
+        source: where its blob is read.
+        form: what the disk holds.
+        cache: where it is kept.
+        file: its file there; None when the disk would not have it.
+        memory: plain bytes that the disk does not hold.
+        decode: verifies and decodes stored bytes.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        source: BlobSource,
+        form: Form,
+        *,
+        cache: DeviceCache,
+        file: DeviceFile | None,
+        memory: MemoryCache,
+        decode: Decode,
+    ) -> None:
+        self.device = device
+        self.source = source
+        self.form = form
+        self.spans = device.spans
+        self.size = device.spans.size
+        self.file = file
+        #: The jobs for it; set by the store, which answers them.
+        self.queue: FetchQueue
+        self.twins: dict[int, list[tuple[AttachedDevice, int]]] = {}
+        self._cache = cache
+        self._memory = memory
+        self._decode = decode
+        self._key = device.key.raw
+        self._direct = file if form is Form.PLAIN else None
+        self._remembers = False
+
+    def peek(self, offset: int, length: int) -> bytes | None:
+        """The bytes, if they can be had at once."""
+        if self._direct is not None and (data := self._direct.read(offset, length)) is not None:
+            return data
+        if not self._remembers:
+            return None
+        pieces = []
+        for number in self.spans.covering(offset, length):
+            if (piece := self.peek_span(number, offset, offset + length)) is None:
+                return None
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def peek_span(self, number: int, begin: int, end: int) -> bytes | None:
+        """What lies in the range ``begin`` to ``end`` of one span, if it can be had at once."""
+        start = self.spans.starts[number]
+        low, high = max(start, begin), min(self.spans.starts[number + 1], end)
+        if self._remembers and (data := self._memory.get(self._key, number)) is not None:
+            return data[low - start : high - start]
+        return self._direct.read(low, high - low) if self._direct is not None else None
+
+    def remember(self, number: int, plain: bytes) -> None:
+        """Keep plain bytes that the disk does not hold."""
+        self._remembers = True
+        self._memory.put(self._key, number, plain)
+
+    def is_local(self, number: int) -> bool:
+        """Whether a span that is not at hand may be found on the disk."""
+        return (self.file is not None and self.file.states[number] != EMPTY) or self._twin(number) is not None
+
+    def is_missing(self, number: int) -> bool:
+        """Whether only the source can have the span."""
+        return not self.is_local(number) and not self.is_ready(number)
+
+    def is_ready(self, number: int) -> bool:
+        """Whether reading the span ahead would be for nothing."""
+        if self._direct is not None and self._direct.states[number] == PRESENT:
+            return True
+        return self._remembers and self._memory.get(self._key, number) is not None
+
+    def has_room(self, length: int) -> bool:
+        """Whether so many bytes can be written to disk without evicting others first."""
+        return self.file is None or self._cache.has_room(length)
+
+    def decode_now(self, spans: Sequence[Span], base: int, data: bytes) -> list[Outcome]:
+        """Verify, decode and write spans; ``data`` is what the blob has from ``base`` on."""
+        view = memoryview(data)
+        outcomes: list[Outcome] = []
+        fills: list[Fill] = []
+        for span in spans:
+            at = span.stored_offset - base
+            stored = view[at : at + span.stored_length]
+            try:
+                plain = self._decode(span, stored, self._what(span))
+            except VeneerError as error:
+                outcomes.append(Outcome(span.number, error=error))
+                continue
+            outcomes.append(Outcome(span.number, plain))
+            if self.form is Form.STORED:
+                fills.append(Fill(span.number, stored, span.digest))
+            else:
+                digest = span.digest if span.codec == _RAW else hashlib.sha256(plain).digest()
+                fills.append(Fill(span.number, plain, digest))
+        if fills and self.file is not None and self._cache.put(self.file, fills):
+            for outcome in outcomes:
+                outcome.kept = outcome.plain is not None and self.form is Form.PLAIN
+        return outcomes
+
+    def find_now(self, numbers: Iterable[int]) -> Local:
+        """Look for spans on the disk. Those not in the answer have to be fetched."""
+        local = Local()
+        for number in numbers:
+            plain = self._from_disk(number, local)
+            if plain is None:
+                plain = self._from_twin(number, local)
+            if plain is not None:
+                local.plain[number] = plain
+        return local
+
+    def _from_disk(self, number: int, local: Local) -> bytes | None:
+        file = self.file
+        if file is None or file.states[number] == EMPTY:
+            return None
+        if file.states[number] == SUSPECT:
+            try:
+                verified = self._cache.verify(file, [number])
+            except OSError:
+                # It stays suspect: never used, and overwritten by the fetch.
+                return None
+            local.reverified += verified.right
+            local.dropped += len(verified.dropped)
+        data = file.read_span(number)
+        if data is None or self.form is Form.PLAIN:
+            return data
+        span = self.spans[number]
+        local.unkept.add(number)
+        try:
+            plain = self._decode(span, data, self._what(span))
+        except IntegrityError:
+            local.dropped += 1
+            with suppress(OSError):
+                self._cache.evict(file, [number])
+            return None
+        local.decoded += 1
+        return plain
+
+    def _from_twin(self, number: int, local: Local) -> bytes | None:
+        if self.form is Form.STORED or (twin := self._twin(number)) is None:
+            return None
+        other, there = twin
+        if other.file is None or (data := other.file.read_span(there)) is None:
+            return None
+        # The other file may have been altered: what is copied is held to the record it was verified by.
+        digest = hashlib.sha256(data).digest()
+        if digest != other.file.map.digest(there):
+            return None
+        local.copied += 1
+        if self.file is None or not self._cache.put(self.file, [Fill(number, data, digest)]):
+            local.unkept.add(number)
+        return data
+
+    def _twin(self, number: int) -> "tuple[AttachedDevice, int] | None":
+        for other, there in self.twins.get(number, ()):
+            if (
+                (other is not self or there != number)
+                and other.form is self.form is Form.PLAIN
+                and other.file is not None
+                and other.file.states[there] == PRESENT
+            ):
+                return other, there
+        return None
+
+    def _what(self, span: Span) -> str:
+        return f"span {span.number} (bytes {span.stored_offset}+{span.stored_length}) of {self.source.name}"
+
+
+class Twins:
+    """Finds spans with the same stored bytes, codec and length in the devices it has seen."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, tuple[AttachedDevice, int]] = {}
+
+    def add(self, attached: AttachedDevice) -> None:
+        """Tell ``attached`` of its twins among the devices so far, and them of it."""
+        digests = attached.spans.digests
+        for number in range(len(attached.spans)):
+            digest = digests[32 * number : 32 * number + 32]
+            other, there = self._first.setdefault(digest, (attached, number))
+            if other is attached and there == number:
+                continue
+            if not _alike(attached.spans[number], other.spans[there]):
+                continue
+            group = other.twins.setdefault(there, [(other, there)])
+            group.append((attached, number))
+            attached.twins[number] = group
+
+
+def _alike(one: Span, two: Span) -> bool:
+    return (one.codec, one.length, one.stored_length) == (two.codec, two.length, two.stored_length)

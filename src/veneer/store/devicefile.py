@@ -1,0 +1,379 @@
+"""One device in the cache: a sparse data file and its presence map, shared by any number of processes.
+
+    devices/<key>/data    the bytes, at their device (or blob) offsets
+    devices/<key>/map     which of them are there (:mod:`veneer.store.presence`)
+    devices/<key>/lock    held shared by every process that has the device open
+
+Invariant: :meth:`DeviceFile.read` returns bytes that were verified when they were written, or None. It never
+waits for another process: readers take no lock. Changes are made under the map's lock, which is held for
+local I/O only. A file that turns out unreadable is abandoned for the rest of this process; whoever reads gets
+None and fetches.
+
+Not here: what to write, what to evict, accounting (:mod:`veneer.store.cache`).
+"""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Layout, MapMismatch, PresenceMap
+from veneer.store.punch import CANNOT_PUNCH, punch
+
+__all__ = ["DeviceFile", "Fill", "Verified"]
+
+_log = logging.getLogger(__name__)
+
+#: How often a read is tried again because spans of the device were taken away meanwhile.
+_READ_TRIES = 3
+#: How often a device directory may vanish while it is opened (someone clears the cache) before we give up.
+_OPEN_TRIES = 16
+#: Hits between two notes of the last uses in the map: keeps LRU honest between processes for 1 us a hit.
+_HITS_A_FLUSH = 4096
+#: Buffers in one pwritev(2); the kernel's limit is 1024.
+_MAX_VECTORS = 512
+#: Holes are extended to this, where the neighbours are holes too: file systems free whole blocks.
+_BLOCK = 4096
+
+
+class Fill(NamedTuple):
+    """Verified bytes of one span for the data file, and their SHA-256."""
+
+    number: int
+    data: bytes | memoryview
+    digest: bytes
+
+
+@dataclass(slots=True)
+class Verified:
+    """What :meth:`DeviceFile.verify` found: spans that are right, spans dropped, bytes freed by that."""
+
+    right: int
+    dropped: list[int]
+    freed: int
+
+
+class DeviceFile:
+    """An open device of the cache. Any thread may call any method, but :meth:`close` comes last."""
+
+    def __init__(self, directory: Path, presence: PresenceMap, data_fd: int, live_fd: int | None) -> None:
+        self.directory = directory
+        self.map = presence
+        self.states: Sequence[int] = presence.states
+        self._generation = presence.generation
+        self._fd = data_fd
+        self._live_fd = live_fd
+        self._size = os.fstat(data_fd).st_size
+        # Spans of a data file in plain form tile it; then this finds the spans of a range.
+        self._starts: array[int] = array("Q", presence.offsets)
+        self._starts.append(self._size)
+        self._touched = array("Q", bytes(8 * presence.count))
+        self._hits = 0
+        self._abandoned = False
+
+    @classmethod
+    def open(cls, directory: Path, layout: Layout) -> Self:
+        """Open a device for use, making it anew when there is none that matches. Raises OSError."""
+        for _ in range(_OPEN_TRIES):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                live = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(live, fcntl.LOCK_SH)
+                if _is_at(live, directory / "lock") and (opened := _open_pair(directory, layout)):
+                    return cls(directory, *opened, live)
+            except BaseException:
+                os.close(live)
+                raise
+            os.close(live)
+        raise OSError(errno.EBUSY, "the directory keeps vanishing", str(directory))
+
+    @classmethod
+    def visit(cls, directory: Path) -> Self:
+        """Open a device that exists, for maintenance. Raises OSError or MapMismatch."""
+        data = os.open(directory / "data", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = os.open(directory / "map", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                presence = _checked(fd, data, None)
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            except BaseException:
+                os.close(fd)
+                raise
+        except BaseException:
+            os.close(data)
+            raise
+        return cls(directory, presence, data, None)
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Bytes of a device in plain form, or None unless every span of the range is present and trusted."""
+        starts, end = self._starts, offset + length
+        if offset < 0 or length < 0 or end > self._size:
+            raise ValueError(f"range {offset}+{length} outside the device of {self._size} bytes")
+        if not length:
+            return b""
+        first = bisect_right(starts, offset) - 1
+        past = first + 1 if starts[first + 1] >= end else bisect_right(starts, end - 1)
+        return self._pread(first, past, offset, length, PRESENT)
+
+    def read_span(self, number: int, trusted: int = PRESENT) -> bytes | None:
+        """The whole of one span as the data file has it, if its state is ``trusted``."""
+        length = self.map.lengths[number]
+        return self._pread(number, number + 1, self.map.offsets[number], length, trusted)
+
+    def _pread(self, first: int, past: int, offset: int, length: int, trusted: int) -> bytes | None:
+        generation = self._generation
+        for _ in range(_READ_TRIES):
+            before = generation[0]
+            for number in range(first, past):
+                if self.states[number] != trusted:
+                    return None
+            try:
+                data = os.pread(self._fd, length, offset)
+            except OSError as error:
+                self._abandon(f"cannot be read: {error.strerror}")
+                return None
+            if generation[0] != before:
+                continue
+            if len(data) != length:
+                self._abandon("is shorter than its map says")
+                return None
+            self._touch(first, past)
+            return data
+        return None
+
+    def write(self, fills: Sequence[Fill]) -> int:
+        """Store verified spans, in ascending order. Returns the bytes gained; raises OSError.
+
+        Spans that are present already are left alone.
+        """
+        gained = 0
+        with self.map.locked():
+            if self._abandoned:
+                return 0
+            wanted = [fill for fill in fills if self.states[fill.number] != PRESENT]
+            for run in self._runs(wanted):
+                first = run[0].number
+                self._write_run(run, self.map.offsets[first])
+                gained += self.map.mark(first, [fill.digest for fill in run], time.time_ns())
+        return gained
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the data file turned out unreadable; nothing is read from or written to it any more."""
+        return self._abandoned
+
+    def evict(self, numbers: Iterable[int]) -> int:
+        """Take spans away, also from other processes' readers. Returns the bytes freed; raises OSError."""
+        with self.map.locked():
+            return self._drop(sorted(numbers))
+
+    def verify(self, numbers: Iterable[int]) -> Verified:
+        """Hash spans on disk; what is right becomes trusted, what is not is dropped. Raises OSError."""
+        right: list[int] = []
+        dubious: list[int] = []
+        for number in numbers:
+            if state := self.states[number]:
+                (right if self._is_right(number, state) else dubious).append(number)
+        with self.map.locked():
+            for number in right:
+                if self.states[number] == SUSPECT:
+                    self.map.mark(number, [self.map.digest(number)], self.map.uses[number])
+            # Asked again under the lock: a span may just have been evicted, or written, meanwhile.
+            dropped = [
+                number
+                for number in dubious
+                if (state := self.states[number]) and not self._is_right(number, state)
+            ]
+            freed = self._drop(dropped) if dropped else 0
+        return Verified(len(right), dropped, freed)
+
+    def held(self) -> Iterator[tuple[int, int, int]]:
+        """Number, last use (ns) and length of every span on disk."""
+        for number in self.map.on_disk():
+            yield number, max(self.map.uses[number], self._touched[number]), self.map.lengths[number]
+
+    def flush_uses(self) -> None:
+        """Note in the map when spans were last used by this process. Raises OSError."""
+        touched, self._touched = self._touched, array("Q", bytes(8 * self.map.count))
+        with self.map.locked():
+            self.map.write_uses(touched)
+
+    def close(self) -> None:
+        """Flush what is known of last uses and give up the files."""
+        try:
+            if any(self._touched):
+                self.flush_uses()
+        except OSError as error:
+            _log.debug("%s: last uses are lost: %s", self.directory, error)
+        self.states = bytes(self.map.count)
+        self.map.close()
+        os.close(self._fd)
+        if self._live_fd is not None:
+            os.close(self._live_fd)
+
+    def _touch(self, first: int, past: int) -> None:
+        now = time.time_ns()
+        for number in range(first, past):
+            self._touched[number] = now
+        self._hits += 1
+        if self._hits % _HITS_A_FLUSH == 0:
+            try:
+                self.flush_uses()
+            except OSError as error:
+                _log.debug("%s: last uses are lost: %s", self.directory, error)
+
+    def _abandon(self, why: str) -> None:
+        if not self._abandoned:
+            self._abandoned = True
+            self.states = bytes(self.map.count)
+            _log.warning("cache file %s %s; it is not used until the next start", self.directory / "data", why)
+
+    def _is_right(self, number: int, state: int) -> bool:
+        data = self.read_span(number, state)
+        return data is not None and hashlib.sha256(data).digest() == self.map.digest(number)
+
+    def _runs(self, fills: Sequence[Fill]) -> Iterator[list[Fill]]:
+        run: list[Fill] = []
+        for fill in fills:
+            if run and not (
+                fill.number == run[-1].number + 1
+                and self.map.offsets[fill.number]
+                == self.map.offsets[run[-1].number] + self.map.lengths[run[-1].number]
+                and len(run) < _MAX_VECTORS
+            ):
+                yield run
+                run = []
+            run.append(fill)
+        if run:
+            yield run
+
+    def _write_run(self, run: Sequence[Fill], offset: int) -> None:
+        total = sum(len(fill.data) for fill in run)
+        try:
+            written = os.pwritev(self._fd, [fill.data for fill in run], offset)
+            if written != total:
+                rest = b"".join(fill.data for fill in run)
+                while written < total:
+                    written += os.pwrite(self._fd, memoryview(rest)[written:], offset + written)
+        except OSError:
+            # Half a run may have taken the last blocks of a full disk.
+            self._punch_run(run[0].number, run[-1].number)
+            raise
+
+    def _drop(self, numbers: Sequence[int]) -> int:
+        freed = self.map.clear(numbers)
+        first: int | None = None
+        for i, number in enumerate(numbers):
+            first = number if first is None else first
+            if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
+                if not self._punch_run(first, number):
+                    return freed + self._drop_everything()
+                first = None
+        return freed
+
+    def _drop_everything(self) -> int:
+        """Where holes cannot be punched, space is freed by the device."""
+        freed = self.map.clear(self.map.on_disk())
+        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, self._size)
+        return freed
+
+    def _punch_run(self, first: int, last: int) -> bool:
+        """Punch the bytes of adjacent spans, none of which is on disk. False if this cannot be done here."""
+        offsets, lengths, states = self.map.offsets, self.map.lengths, self.map.states
+        begin, end = offsets[first], offsets[last] + lengths[last]
+        floor, ceiling = begin - begin % _BLOCK, min(self._size, end + -end % _BLOCK)
+        while begin > floor and first > 0 and states[first - 1] == EMPTY:
+            first -= 1
+            begin = max(floor, offsets[first])
+        while end < ceiling and last + 1 < len(offsets) and states[last + 1] == EMPTY:
+            last += 1
+            end = min(ceiling, offsets[last] + lengths[last])
+        try:
+            punch(self._fd, begin, end - begin)
+        except OSError as error:
+            if error.errno in CANNOT_PUNCH:
+                return False
+            _log.warning("cannot free space in %s: %s", self.directory / "data", error.strerror)
+        return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether ``path`` still names the open file ``fd``."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _checked(map_fd: int, data_fd: int, layout: Layout | None) -> PresenceMap:
+    """The map of ``map_fd``, whose lock the caller holds. Raises MapMismatch and leaves both files open."""
+    presence = PresenceMap(map_fd)
+    try:
+        presence.check(os.fstat(data_fd), layout)
+        presence.begin_boot()
+    except BaseException:
+        presence.release()
+        raise
+    return presence
+
+
+def _open_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int] | None:
+    """Open map and data file, or make new ones. None: somebody else replaced them meanwhile, try again."""
+    old = os.open(directory / "map", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    kept = False
+    try:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        if not _is_at(old, directory / "map"):
+            return None
+        if os.fstat(old).st_size:
+            try:
+                data = os.open(directory / "data", os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    presence = _checked(old, data, layout)
+                except BaseException:
+                    os.close(data)
+                    raise
+                fcntl.flock(old, fcntl.LOCK_UN)
+                kept = True
+                return presence, data
+            except (MapMismatch, FileNotFoundError) as error:
+                _log.warning("discarding the cached device %s: %s", directory.name, error)
+        return _create_pair(directory, layout)
+    finally:
+        if not kept:
+            os.close(old)
+
+
+def _create_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int]:
+    """Replace map and data file by empty ones. The caller holds the lock of the map that was there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with ExitStack() as undo:
+        data = os.open(directory / "data.new", flags, 0o600)
+        undo.callback((directory / "data.new").unlink, missing_ok=True)
+        undo.callback(os.close, data)
+        os.ftruncate(data, layout.size)
+        fd = os.open(directory / "map.new", flags, 0o600)
+        undo.callback((directory / "map.new").unlink, missing_ok=True)
+        undo.callback(os.close, fd)
+        PresenceMap.write_new(fd, layout, os.fstat(data))
+        presence = _checked(fd, data, layout)
+        undo.callback(presence.release)
+        # Dying between the two leaves a map that speaks of another data file: discarded when opened next.
+        (directory / "data.new").rename(directory / "data")
+        (directory / "map.new").rename(directory / "map")
+        undo.pop_all()
+    return presence, data

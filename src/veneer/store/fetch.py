@@ -1,0 +1,298 @@
+"""What to ask of one source next: jobs of single spans in, range requests out.
+
+A :class:`SpanJob` is the one fetch of one span, however many readers wait for it. Jobs queue by priority.
+Only when a request may start is it decided which range it asks for: the most urgent job and those of its
+neighbours in the blob that are queued too, with small gaps bridged. So a demand pre-empts whatever is queued,
+readers that come at the same time share a request, and raising a job's priority is all that promotion takes.
+
+A source that fails is left alone for a moment that doubles up to :data:`_MOST_PAUSE_S`, then gets one request
+at a time until one succeeds: a dead registry is not hammered, one that is back is in use within that moment.
+
+Not here: verification, decoding, the disk. A fetched range is handed to ``settle``.
+"""
+
+import heapq
+import itertools
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
+
+import trio
+
+from veneer.errors import IntegrityError, RateLimited, Unavailable, VeneerError
+from veneer.index.model import SpanTable
+from veneer.source.base import BlobSource
+from veneer.store.link import LinkEstimate
+from veneer.store.stats import StoreStats
+
+__all__ = ["FetchQueue", "Priority", "SpanJob"]
+
+_log = logging.getLogger(__name__)
+
+#: Tries of one span whose bytes are not what they should be: more would not help, fewer would not be fair.
+_INTEGRITY_TRIES = 3
+#: Pause after the first failed request of a source; doubled by each further one, up to the most.
+_FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 1.0
+#: The most that a source's own Retry-After is believed.
+_MOST_RETRY_AFTER_S = 10.0
+#: A request is given up when it is slower than this beyond its deadline: the transport has finer time-outs.
+_LEAST_RATE = 32 << 10
+
+
+class Priority(IntEnum):
+    """Who wants a span; lower goes first."""
+
+    DEMAND = 0
+    PROFILE = 1
+    READAHEAD = 2
+    COMPLETION = 3
+
+
+#: Requests of a device that may be running for one of this priority to start: some slots are demand's alone.
+_SLOTS = {Priority.DEMAND: 8, Priority.PROFILE: 6, Priority.READAHEAD: 4, Priority.COMPLETION: 4}
+
+
+class SpanJob:
+    """The fetch of one span. Belongs to the store, not to its first reader.
+
+    Args:
+        number: which span.
+        priority: of the most urgent reader so far.
+    """
+
+    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "setback", "waiters")
+
+    def __init__(self, number: int, priority: Priority) -> None:
+        self.number = number
+        self.priority = priority
+        #: Readers that wait; nobody may wait for a job that was read ahead.
+        self.waiters = 0
+        #: Set at the end, when either ``plain`` or ``error`` is there.
+        self.done = trio.Event()
+        self.plain: bytes | None = None
+        self.error: VeneerError | None = None
+        #: The latest error that was not the end.
+        self.setback: VeneerError | None = None
+        self.attempts = 0
+
+    def finish(self, plain: bytes | None, error: VeneerError | None = None) -> None:
+        """Give the readers their bytes or their error."""
+        self.plain, self.error = plain, error
+        self.done.set()
+
+
+Settle = Callable[[Sequence[SpanJob], int, bytes], Awaitable[None]]
+
+
+class FetchQueue:
+    """The jobs of one device and the requests to its source. Used from the store's own thread only.
+
+    Args:
+        source: where ranges are read.
+        spans: how the blob is cut.
+        nursery: owns the requests.
+        link: the estimate that is used and kept up to date.
+        stats: where requests are counted.
+        deadline_s: after which a request counts as stalled.
+        settle: gets jobs in ascending order, the blob offset of the bytes, and the bytes; it ends each job by
+            :meth:`finish` or :meth:`reject`.
+        adopt: whether a span inside a gap is missing, so that its bytes are worth keeping.
+    """
+
+    def __init__(
+        self,
+        source: BlobSource,
+        spans: SpanTable,
+        nursery: trio.Nursery,
+        *,
+        link: LinkEstimate,
+        stats: StoreStats,
+        deadline_s: float,
+        settle: Settle,
+        adopt: Callable[[int], bool],
+    ) -> None:
+        self.jobs: dict[int, SpanJob] = {}
+        self.link = link
+        self._source = source
+        self._spans = spans
+        self._nursery = nursery
+        self._stats = stats
+        self._deadline_s = deadline_s
+        self._settle = settle
+        self._adopt = adopt
+        self._queued: dict[int, SpanJob] = {}
+        self._heap: list[tuple[Priority, int, int]] = []
+        self._order = itertools.count()
+        self._active = 0
+        self._failures = 0
+        self._not_before = -math.inf
+        self._pumping = False
+
+    def submit(self, job: SpanJob) -> None:
+        """Queue a job that is in :attr:`jobs`; it starts in the next round of the scheduler or later."""
+        self._queued[job.number] = job
+        heapq.heappush(self._heap, (job.priority, next(self._order), job.number))
+        self._schedule()
+
+    def promote(self, job: SpanJob, priority: Priority) -> None:
+        """Make a job more urgent."""
+        if priority < job.priority:
+            job.priority = priority
+            if job.number in self._queued:
+                self.submit(job)
+
+    def abandon(self, job: SpanJob) -> None:
+        """Take note that nobody waits for a job any more: one that has not started is dropped."""
+        if self._queued.get(job.number) is job:
+            del self._queued[job.number]
+            self.finish(job, None, job.setback)
+
+    def finish(self, job: SpanJob, plain: bytes | None, error: VeneerError | None = None) -> None:
+        """End a job; the next reader of a failed span starts a new one."""
+        if self.jobs.get(job.number) is job:
+            del self.jobs[job.number]
+        job.finish(plain, error)
+
+    def reject(self, job: SpanJob, error: IntegrityError) -> None:
+        """Its bytes were wrong: ask again, or end it with the error."""
+        span = self._spans[job.number]
+        where = f"span {job.number}, bytes {span.stored_offset}+{span.stored_length}"
+        _log.warning("%s: %s, try %d: %s", self._source.name, where, job.attempts + 1, error)
+        self._try_again(job, error)
+
+    def _try_again(self, job: SpanJob, error: IntegrityError) -> None:
+        job.attempts += 1
+        self._stats.verify_failures += 1
+        if job.attempts >= _INTEGRITY_TRIES:
+            self._pause()
+            self.finish(job, None, error)
+        else:
+            self._again(job, error)
+
+    def _again(self, job: SpanJob, error: VeneerError) -> None:
+        job.setback = error
+        self._stats.retries += 1
+        self.submit(job)
+
+    def _schedule(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._nursery.start_soon(self._pump)
+
+    async def _pump(self) -> None:
+        # One round of the scheduler later, all readers that are about to ask have asked: they share ranges.
+        await trio.lowlevel.checkpoint()
+        if self._queued and trio.current_time() < self._not_before:
+            await trio.sleep_until(self._not_before)
+        self._pumping = False
+        if self._queued and trio.current_time() < self._not_before:
+            # Another request failed meanwhile.
+            self._schedule()
+            return
+        while jobs := self._next_range():
+            self._active += 1
+            self._nursery.start_soon(self._fetch, jobs)
+
+    def _next_range(self) -> list[SpanJob]:
+        """Take the most urgent job off the queue, with those neighbours that go into the same request."""
+        while self._heap:
+            priority, _, number = self._heap[0]
+            job = self._queued.get(number)
+            if job is None or job.priority != priority:
+                heapq.heappop(self._heap)
+            elif self._active >= (1 if self._failures else _SLOTS[priority]):
+                return []
+            else:
+                break
+        else:
+            return []
+        link = self.link
+        limit = link.background_limit if priority is Priority.COMPLETION else link.range_limit
+        first, last = self._extend(number, limit, link.gap_limit)
+        jobs = []
+        for n in range(first, last + 1):
+            job = self._queued.pop(n, None)
+            if job is None and n not in self.jobs and self._adopt(n):
+                job = self.jobs[n] = SpanJob(n, Priority.READAHEAD)
+            if job is not None:
+                jobs.append(job)
+        return jobs
+
+    def _extend(self, number: int, limit: int, gap: int) -> tuple[int, int]:
+        """The first and last queued span of the range around ``number``."""
+        offsets, lengths, queued = self._spans.stored_offsets, self._spans.stored_lengths, self._queued
+        first = last = number
+        begin, end = offsets[number], offsets[number] + lengths[number]
+        for n in range(number + 1, len(lengths)):
+            past = offsets[n] + lengths[n]
+            if offsets[n] - end > gap or past - begin > limit:
+                break
+            if n in queued:
+                last, end = n, past
+        for n in range(number - 1, -1, -1):
+            if begin - offsets[n] - lengths[n] > gap or end - offsets[n] > limit:
+                break
+            if n in queued:
+                first, begin = n, offsets[n]
+        return first, last
+
+    async def _fetch(self, jobs: list[SpanJob]) -> None:
+        spans = self._spans
+        first, last = jobs[0].number, jobs[-1].number
+        offset = spans.stored_offsets[first]
+        length = spans.stored_offsets[last] + spans.stored_lengths[last] - offset
+        try:
+            try:
+                data = await self._request(offset, length)
+            except VeneerError as error:
+                self._failed(jobs, error)
+            else:
+                self._failures = 0
+                await self._settle(jobs, offset, data)
+        finally:
+            # Only now: ranges must not arrive faster than they are verified and written.
+            self._active -= 1
+            if self._queued:
+                self._schedule()
+
+    async def _request(self, offset: int, length: int) -> bytes:
+        self._stats.requests += 1
+        link, started = self.link, trio.current_time()
+        link.running += 1
+        running = link.running
+        try:
+            with trio.move_on_after(self._deadline_s + length / _LEAST_RATE) as scope:
+                data = await self._source.read(offset, length)
+            running += link.running
+        finally:
+            link.running -= 1
+        if scope.cancelled_caught:
+            raise Unavailable(f"{self._source.name}: bytes {offset}+{length} did not arrive in time")
+        self._stats.bytes_fetched += len(data)
+        if len(data) != length:
+            raise IntegrityError(f"{self._source.name}: got {len(data)} of {length} bytes at {offset}")
+        link.observe(length, trio.current_time() - started, running / 2)
+        return data
+
+    def _failed(self, jobs: Sequence[SpanJob], error: VeneerError) -> None:
+        self._pause(error)
+        _log.log(logging.INFO if self._failures > 1 else logging.WARNING, "request failed: %s", error)
+        for job in jobs:
+            if isinstance(error, IntegrityError):
+                self._try_again(job, error)
+            elif error.temporary and job.waiters:
+                self._again(job, error)
+            else:
+                self.finish(job, None, error)
+
+    def _pause(self, error: VeneerError | None = None) -> None:
+        now = trio.current_time()
+        pause = 0.0
+        if now >= self._not_before:
+            # Requests that fail together count once.
+            self._failures += 1
+            pause = min(_MOST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
+        if isinstance(error, RateLimited) and error.retry_after_s:
+            pause = max(pause, min(error.retry_after_s, _MOST_RETRY_AFTER_S))
+        self._not_before = max(self._not_before, now + pause)

@@ -1,0 +1,86 @@
+"""What requests to one registry cost: round-trip time and bandwidth, as seen by whoever fetches from it.
+
+The time of a request is taken to be ``rtt + length * concurrency / bandwidth``: requests that run together
+share the link. Both terms come from a weighted least-squares line through the recent requests, which forgets
+old ones. From them follow the two sizes that coalescing needs: requests, not bytes, are the scarce resource on
+a long link, and the other way round on a short one.
+"""
+
+__all__ = ["LinkEstimate"]
+
+#: Start values, for a registry in the same region: 20 ms and 25 MB/s.
+_START_RTT_S = 0.020
+_START_S_PER_BYTE = 1 / 25e6
+#: Weight of older requests, a request: about the last 20 count.
+_FORGET = 0.95
+#: Below this spread of lengths (bytes, squared) a slope is noise, and the earlier one stays.
+_LEAST_SPREAD = (64 << 10) ** 2
+#: One stall must not look like a slow link: longer times count as this multiple of what was expected.
+_SURPRISE = 8
+_RTT_BOUNDS_S = (20e-6, 5.0)
+_S_PER_BYTE_BOUNDS = (1 / 20e9, 1 / 10e3)
+#: A range is at least one usual span, and never so long that a demand read queues behind it for long.
+_LEAST_RANGE, _MOST_RANGE = 128 << 10, 4 << 20
+#: Nobody waits for completion, so its ranges may be longer and fewer.
+_BACKGROUND_FACTOR = 4
+_LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20
+
+
+class LinkEstimate:
+    """The line through recent (length, seconds); shared by all sources behind one link.
+
+    ``running`` is the number of requests under way, kept by those who send them.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.rtt_s = _START_RTT_S
+        self.s_per_byte = _START_S_PER_BYTE
+        # The start values weigh as much as one request of a usual range.
+        self._weight = 1.0
+        self._mean_length = float(_LEAST_RANGE)
+        self._mean_time = self.rtt_s + self._mean_length * self.s_per_byte
+        self._spread = 0.0
+        self._covariance = 0.0
+
+    def observe(self, length: int, elapsed_s: float, concurrency: float = 1.0) -> None:
+        """Count one request that brought ``length`` bytes while ``concurrency`` requests ran."""
+        effective = length * max(1.0, concurrency)
+        time = min(elapsed_s, _SURPRISE * (self.rtt_s + effective * self.s_per_byte))
+        self._weight = self._weight * _FORGET + 1
+        from_mean = effective - self._mean_length
+        self._mean_length += from_mean / self._weight
+        time_from_mean = time - self._mean_time
+        self._mean_time += time_from_mean / self._weight
+        self._spread = self._spread * _FORGET + from_mean * (effective - self._mean_length)
+        self._covariance = self._covariance * _FORGET + from_mean * (time - self._mean_time)
+        # Requests of one length say nothing about the slope; the term below holds on to what was known.
+        slope = (self._covariance + _LEAST_SPREAD * self.s_per_byte) / (self._spread + _LEAST_SPREAD)
+        # Nor may the line say that a request of no bytes takes less than no time.
+        slope = min(slope, self._mean_time / self._mean_length)
+        self.s_per_byte = _clamp(slope, *_S_PER_BYTE_BOUNDS)
+        self.rtt_s = _clamp(self._mean_time - self.s_per_byte * self._mean_length, *_RTT_BOUNDS_S)
+
+    @property
+    def bandwidth_delay(self) -> float:
+        """Bytes that arrive in one round trip."""
+        return self.rtt_s / self.s_per_byte
+
+    @property
+    def range_limit(self) -> int:
+        """Longest range worth asking for while a reader waits: its bytes take as long as asking does."""
+        return int(_clamp(self.bandwidth_delay, _LEAST_RANGE, _MOST_RANGE))
+
+    @property
+    def background_limit(self) -> int:
+        """The same when nobody waits."""
+        return min(_BACKGROUND_FACTOR * self.range_limit, _MOST_RANGE)
+
+    @property
+    def gap_limit(self) -> int:
+        """Bytes that may be fetched for nothing to save a request: half a round trip's, as requests overlap."""
+        return int(_clamp(self.bandwidth_delay / 2, _LEAST_GAP, _MOST_GAP))
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return max(low, min(value, high))
