@@ -130,6 +130,18 @@ class Unavailable(RegistryError):
     exit_code = 14
     temporary = True
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        status: int | None = None,
+        codes: tuple[str, ...] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, status=status, codes=codes)
+        self.retry_after_s = retry_after_s
+
 
 class IntegrityError(VeneerError):
     """Bytes are not what a digest, a size or a format promised; they have been dropped."""
