@@ -1,0 +1,1 @@
+"""Writers of lazily loadable images; nothing that only reads images imports this package."""

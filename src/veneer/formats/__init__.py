@@ -1,0 +1,1 @@
+"""How lazily loadable images are recognised. Nothing above this package knows a format's name."""

@@ -1,0 +1,70 @@
+"""Small blobs kept on disk under their digests: manifests, configs, indexes and their sections.
+
+Invariant: what is read has the digest it was asked for; a file that does not is dropped. Writes are atomic.
+Anything the disk does wrong, on reading or writing, costs the copy and never the caller.
+
+Not for: layer data (:mod:`veneer.store`), or for keeping within a quota: these are kilobytes an image.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from veneer.errors import IntegrityError
+from veneer.oci.digest import Digest
+
+__all__ = ["DigestFiles"]
+
+_log = logging.getLogger(__name__)
+
+
+class DigestFiles:
+    """One directory of files ``ALGORITHM/HEX``. May be used by any thread, and by several processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self, digest: Digest, limit: int) -> bytes | None:
+        """The bytes of this digest, of which there are at most ``limit``, or None."""
+        path = self._path(digest)
+        try:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _log.warning("cannot read %s: %s", path, error)
+            return None
+        try:
+            digest.check(data, str(path))
+        except IntegrityError as error:
+            _log.warning("dropped a damaged file: %s", error)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        return data
+
+    def save(self, digest: Digest, data: bytes) -> None:
+        """Keep ``data``, whose digest the caller has checked."""
+        path = self._path(digest)
+        temporary = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+            with open(handle, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            _log.warning("cannot keep %s: %s", path, error)
+            if temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+
+    def any(self) -> bool:
+        """Whether there is a directory at all: a hint that something is kept here."""
+        return self._directory.is_dir()
+
+    def _path(self, digest: Digest) -> Path:
+        return self._directory / digest.algorithm / digest.hex

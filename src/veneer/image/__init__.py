@@ -1,0 +1,5 @@
+"""An image opened for reading: what a reference names, checked, with its index and its sources."""
+
+from veneer.image.open import Image, LayerNote, open_image, open_repository
+
+__all__ = ["Image", "LayerNote", "open_image", "open_repository"]

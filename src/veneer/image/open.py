@@ -1,0 +1,309 @@
+"""From a reference to an :class:`Image`: everything that is known before the first byte of data is fetched.
+
+Requests, all in sequence that must be: one for the manifest (two when a platform has to be chosen), then config
+and index at once. What the local copy has is not asked for; a digest reference seen before needs no request.
+
+Invariant: an :class:`Image`'s index describes exactly the layers that its manifest and config name.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.events import Notice, Reporter, silent
+from veneer.formats.base import IndexLocation, LayerFormat, OpenedIndex
+from veneer.formats.native import NativeFormat
+from veneer.image.contents import Contents
+from veneer.index.merge import merge
+from veneer.index.model import ImageIndex, LayerIndex
+from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
+from veneer.oci.descriptor import Descriptor, Platform
+from veneer.oci.manifest import Manifest, parse_manifest
+from veneer.oci.mediatypes import FOREIGN_LAYERS, LAYER_COMPRESSION
+from veneer.oci.reference import LayoutReference, RegistryReference, parse_reference
+from veneer.registry.client import RegistryRepository
+from veneer.registry.keychain import Keychain
+from veneer.settings import Settings
+from veneer.source.base import BlobSource, Repository
+from veneer.source.layout import OCILayout
+from veneer.source.tasks import open_nursery
+from veneer.transport import Transport, TransportStats
+
+__all__ = [
+    "MAX_NESTING",
+    "Image",
+    "LayerNote",
+    "Reference",
+    "ResolvedImage",
+    "find_manifest",
+    "open_image",
+    "open_repository",
+    "resolve_image",
+]
+
+Reference = RegistryReference | LayoutReference
+
+#: Indexes inside of indexes: real ones have one level, layouts of multi-platform images two.
+MAX_NESTING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNote:
+    """What is known of one layer, for people.
+
+    Args:
+        blob: as the manifest states it.
+        format: of the index that covers it, "" for none.
+        spans: how many ranges it can be fetched in.
+        codecs: how they are stored.
+        size: uncompressed, in bytes; None when only an index would tell.
+        index_size: bytes that the layer takes in the index.
+        reason: why it is loaded lazily, or why not.
+    """
+
+    blob: Descriptor
+    format: str
+    spans: int
+    codecs: tuple[str, ...]
+    size: int | None
+    index_size: int
+    reason: str
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the layer can be loaded on demand."""
+        return bool(self.format)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResolvedImage:
+    """What a reference names, for one platform, before an index has been looked for."""
+
+    reference: Reference
+    contents: Contents
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """For messages: repository and manifest digest."""
+        return f"{self.contents.repository.name}@{self.manifest.digest}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """One image that can be loaded lazily.
+
+    Args:
+        reference: what the user asked for.
+        name: repository and manifest digest, for messages.
+        repository: where it comes from.
+        manifest: of the selected platform.
+        config: what to run.
+        index: its tree over the layers' devices.
+        index_origin: ``annotation`` or ``referrer``.
+        index_descriptor: the index blob.
+        layer_indexes: what the tree was merged from, lowest layer first.
+        sources: the layers' blobs, one for each device.
+        layers: notes, one for each layer.
+        transport_stats: requests made so far through this image's connections.
+    """
+
+    reference: Reference
+    name: str
+    repository: Repository
+    manifest: Manifest
+    config: ImageConfig
+    index: ImageIndex
+    index_origin: str
+    index_descriptor: Descriptor
+    layer_indexes: tuple[LayerIndex, ...]
+    sources: tuple[BlobSource, ...]
+    layers: tuple[LayerNote, ...]
+    transport_stats: TransportStats
+
+
+def open_repository(reference: Reference, settings: Settings, transport: Transport) -> Repository:
+    """The repository that a reference is in. Nothing is asked of it yet."""
+    if isinstance(reference, LayoutReference):
+        return OCILayout(reference.path)
+    return RegistryRepository(
+        reference.host,
+        reference.repository,
+        transport=transport,
+        keychain=Keychain(settings),
+        settings=settings,
+    )
+
+
+@asynccontextmanager
+async def open_image(text: str, settings: Settings, *, report: Reporter = silent) -> AsyncIterator[Image]:
+    """Open the image that ``text`` names; its connections live as long as the context.
+
+    Raises:
+        UsageError: not a reference.
+        NotFound: no such image, or none for the platform.
+        UnsupportedFormat: the image has no index.
+        IntegrityError: something is not what its digest, or the manifest, says.
+    """
+    async with resolve_image(text, settings) as (resolved, stats):
+        yield await load_image(resolved, settings, stats, report)
+
+
+@asynccontextmanager
+async def resolve_image(text: str, settings: Settings) -> AsyncIterator[tuple[ResolvedImage, TransportStats]]:
+    """The manifest that ``text`` names for the platform of the settings."""
+    reference = parse_reference(text)
+    async with Transport(settings) as transport:
+        repository = open_repository(reference, settings, transport)
+        try:
+            contents = Contents(repository, settings.cache_dir / "blobs")
+            manifest = await find_manifest(contents, reference, settings.platform)
+            yield ResolvedImage(reference, contents, manifest), transport.stats
+        finally:
+            with trio.CancelScope(shield=True):
+                await repository.aclose()
+
+
+async def find_manifest(contents: Contents, reference: Reference, platform: Platform) -> Manifest:
+    """Follow a reference through indexes to the manifest of one platform."""
+    media_type: str | None = None
+    if reference.digest is not None:
+        data = await contents.pinned(reference.digest)
+    else:
+        data, media_type = await contents.named(reference.reference)
+    for _ in range(MAX_NESTING):
+        document = parse_manifest(data, media_type)
+        if isinstance(document, Manifest):
+            check_image(document, str(reference))
+            return document
+        entry = document.select(platform, str(reference))
+        data, media_type = await contents.manifest(entry, f"manifest of {reference}"), entry.media_type
+    raise UnsupportedFormat(f"{reference}: image indexes nested more than {MAX_NESTING} deep")
+
+
+def check_image(manifest: Manifest, what: str) -> None:
+    """Raise UnsupportedFormat unless the manifest is of a runnable image whose layers can be read."""
+    if manifest.config.media_type not in IMAGE_CONFIGS:
+        kind = manifest.artifact_type or manifest.config.media_type
+        raise UnsupportedFormat(f"{what} is not an image but an artifact of type {kind!r}")
+    for layer in manifest.layers:
+        if layer.media_type in FOREIGN_LAYERS:
+            raise UnsupportedFormat(
+                f"layer {layer.digest} of {what} is not in the registry ({layer.media_type})",
+                hint="its licence forbids that; use an image without foreign layers",
+            )
+        if layer.media_type not in LAYER_COMPRESSION:
+            raise UnsupportedFormat(f"layer {layer.digest} of {what} is of unknown type {layer.media_type!r}")
+
+
+async def load_image(
+    resolved: ResolvedImage, settings: Settings, stats: TransportStats, report: Reporter = silent
+) -> Image:
+    """Find the index of an image and open it. Raises UnsupportedFormat when there is none."""
+    contents, manifest = resolved.contents, resolved.manifest
+    found: list[tuple[LayerFormat, IndexLocation, OpenedIndex]] = []
+    configs: list[ImageConfig] = []
+
+    async def index() -> None:
+        found.append(await _find_index(resolved, settings))
+
+    async def config() -> None:
+        configs.append(await load_config(resolved))
+
+    async with open_nursery() as nursery:
+        nursery.start_soon(index)
+        nursery.start_soon(config)
+    (layer_format, location, opened), image_config = found[0], configs[0]
+    check_binding(opened.layers, manifest, image_config, f"index of {resolved.name}")
+    if not image_config.platform.matches(settings.platform):
+        report(Notice(f"{resolved.reference} is for {image_config.platform}, not for {settings.platform}"))
+    merged = await trio.to_thread.run_sync(merge, opened.layers, opened.policy)
+    return Image(
+        reference=resolved.reference,
+        name=resolved.name,
+        repository=contents.repository,
+        manifest=manifest,
+        config=image_config,
+        index=merged,
+        index_origin=location.origin,
+        index_descriptor=location.descriptor,
+        layer_indexes=opened.layers,
+        sources=tuple(contents.repository.blob(layer) for layer in manifest.layers),
+        layers=_notes(layer_format, manifest, location, opened),
+        transport_stats=stats,
+    )
+
+
+async def load_config(resolved: ResolvedImage) -> ImageConfig:
+    """The image config, which must name as many layers as the manifest."""
+    manifest = resolved.manifest
+    what = f"config of {resolved.name}"
+    config = ImageConfig.parse(await resolved.contents.fetch(manifest.config, what, MAX_CONFIG_SIZE))
+    if len(config.diff_ids) != len(manifest.layers):
+        raise IntegrityError(
+            f"{what} names {len(config.diff_ids)} layers, but the manifest has {len(manifest.layers)}"
+        )
+    return config
+
+
+def layer_formats(settings: Settings) -> tuple[LayerFormat, ...]:
+    """All formats, in the order in which they are tried."""
+    return (NativeFormat(settings.cache_dir / "sections"),)
+
+
+async def _find_index(
+    resolved: ResolvedImage, settings: Settings
+) -> tuple[LayerFormat, IndexLocation, OpenedIndex]:
+    formats = layer_formats(settings)
+    for layer_format in formats:
+        location = await layer_format.detect(resolved.contents, resolved.manifest)
+        if location is not None:
+            opened = await layer_format.open(resolved.contents, resolved.manifest, location)
+            return layer_format, location, opened
+    looked_for = "; ".join(layer_format.looked_for for layer_format in formats)
+    raise UnsupportedFormat(
+        f"{resolved.name} has no index (looked for {looked_for})",
+        hint=f"make a lazily loadable copy: veneer convert {resolved.reference} DESTINATION",
+    )
+
+
+def check_binding(layers: tuple[LayerIndex, ...], manifest: Manifest, config: ImageConfig, what: str) -> None:
+    """Raise IntegrityError unless the index is about exactly these layers, in this order."""
+    if len(layers) != len(manifest.layers):
+        raise IntegrityError(f"{what} describes {len(layers)} layers, the image has {len(manifest.layers)}")
+    stated = zip(layers, manifest.layers, config.diff_ids, strict=True)
+    for number, (index, layer, diff_id) in enumerate(stated, 1):
+        blob = index.device.blob
+        if (blob.digest, blob.size) != (layer.digest, layer.size):
+            raise IntegrityError(
+                f"{what} describes {blob.digest} ({blob.size} bytes) as layer {number}, "
+                f"the image has {layer.digest} ({layer.size} bytes)"
+            )
+        if index.device.diff_id != diff_id:
+            raise IntegrityError(
+                f"{what} says that layer {number} unpacks to {index.device.diff_id}, the config says {diff_id}"
+            )
+
+
+def _notes(
+    layer_format: LayerFormat, manifest: Manifest, location: IndexLocation, opened: OpenedIndex
+) -> tuple[LayerNote, ...]:
+    reason = {
+        "annotation": "the manifest names an index that covers it",
+        "referrer": "an index that covers it refers to the manifest",
+    }[location.origin]
+    return tuple(
+        LayerNote(
+            blob=layer,
+            format=layer_format.name,
+            spans=len(index.device.spans),
+            codecs=tuple(codec.name for codec in index.device.spans.codecs),
+            size=index.device.spans.size,
+            index_size=size,
+            reason=reason,
+        )
+        for layer, index, size in zip(manifest.layers, opened.layers, opened.section_sizes, strict=True)
+    )
