@@ -142,6 +142,10 @@ class OCILayout:
         await trio.to_thread.run_sync(self._push_manifest, descriptor, data, tag)
         return descriptor
 
+    async def prepare(self) -> None:
+        """Make the layout ready to be written to by other means than these methods; raises like a push."""
+        await trio.to_thread.run_sync(self._prepare)
+
     async def aclose(self) -> None:
         """Nothing is held open."""
         await trio.lowlevel.checkpoint()
