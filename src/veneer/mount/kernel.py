@@ -16,7 +16,7 @@ from pathlib import Path
 
 from veneer.errors import MountError
 
-__all__ = ["FUSE_TYPE", "SOURCE", "MountEntry", "mount", "mount_table", "mounts_at", "unmount", "unmount_fuse"]
+__all__ = ["FUSE_TYPE", "SOURCE", "MountEntry", "mount", "mount_table", "mounts_at", "unmount_ours"]
 
 #: File system type of our FUSE mounts in the mount table (``-o subtype=veneer``).
 FUSE_TYPE = "fuse.veneer"
@@ -79,19 +79,30 @@ def mount(target: Path, fstype: str, options: bytes, flags: int = 0) -> None:
         raise MountError(f"cannot mount {fstype} on {target}: {os.strerror(number)}", hint=hint)
 
 
-def unmount(target: Path, *, lazy: bool = False) -> None:
-    """Call umount2(2). Raises OSError: EBUSY when something uses it, EINVAL when nothing is mounted there."""
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
+def unmount_ours(target: Path, *, lazy: bool = False) -> None:
+    """Unmount everything on ``target`` that this program mounted; nothing when somebody else was faster.
+
+    Raises OSError (EBUSY when it is in use) and MountError.
+    """
+    while found := [entry for entry in mounts_at(target) if entry.ours]:
+        try:
+            if found[-1].fstype == FUSE_TYPE and os.geteuid() != 0:
+                _fusermount(target, lazy=lazy)
+            else:
+                _umount2(target, _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+        except OSError as error:
+            # EINVAL: not a mount point. The mount table says whether it has just ceased to be one.
+            if error.errno != errno.EINVAL or [entry for entry in mounts_at(target) if entry.ours] == found:
+                raise
+
+
+def _umount2(target: Path, flags: int) -> None:
     if _libc.umount2(os.fsencode(target), flags) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(target))
 
 
-def unmount_fuse(target: Path, *, lazy: bool = False) -> None:
-    """Unmount a FUSE mount of this user, as root or not. Raises OSError as :func:`unmount` does."""
-    if os.geteuid() == 0:
-        unmount(target, lazy=lazy)
-        return
+def _fusermount(target: Path, *, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

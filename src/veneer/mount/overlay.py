@@ -13,6 +13,7 @@ when it is used again with another lower one, are off explicitly, whatever the k
   and files written later differ in ``st_dev``, which is what overlays over several file systems do.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from veneer.errors import MountError, UsageError
 from veneer.index.model import ImageIndex
 from veneer.mount import kernel
 
-__all__ = ["Upper", "mount_overlay", "prepare_upper", "private_upper"]
+__all__ = ["Upper", "discard", "mount_overlay", "prepare_upper", "private_upper"]
 
 _FEATURES = b"redirect_dir=off,metacopy=off,index=off,xino=off"
 
@@ -53,7 +54,7 @@ class Upper:
 
 
 def private_upper(parent: Path) -> Upper:
-    """A layer under ``parent`` that is thrown away with it."""
+    """A layer under ``parent``, a directory of its own that goes with it."""
     return Upper(parent / "upper", parent / "work", private=True)
 
 
@@ -94,6 +95,8 @@ def discard(upper: Upper) -> None:
     shutil.rmtree(upper.work, ignore_errors=True)
     if upper.private:
         shutil.rmtree(upper.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            upper.directory.parent.rmdir()
 
 
 def _escape(path: Path, special: bytes) -> bytes:

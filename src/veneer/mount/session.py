@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pyfuse3
 import trio
@@ -41,10 +41,6 @@ FUSE_CONF = Path("/etc/fuse.conf")
 FUSE_DEVICE = Path("/dev/fuse")
 
 
-class _Unmounter(Protocol):
-    def __call__(self, target: Path, /, *, lazy: bool) -> None: ...
-
-
 class MountSession:
     """A mount that is being served. Belongs to the event loop that made it."""
 
@@ -65,12 +61,10 @@ class MountSession:
 
     def _unmount(self, lazy: bool) -> None:
         try:
-            if self._lower is None:
-                self._detach(self.mountpoint, kernel.unmount_fuse, lazy)
-                return
-            self._detach(self.mountpoint, kernel.unmount, lazy)
-            # Nobody is meant to be in the private mount below; whoever is must not keep the rest.
-            self._detach(self._lower, kernel.unmount_fuse, True)
+            kernel.unmount_ours(self.mountpoint, lazy=lazy)
+            if self._lower is not None:
+                # Nobody is meant to be in the private mount below; whoever is must not keep the rest.
+                kernel.unmount_ours(self._lower, lazy=True)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise MountError(f"cannot unmount {self.mountpoint}: {error.strerror}") from error
@@ -79,16 +73,6 @@ class MountSession:
                 f"cannot unmount {self.mountpoint}: it is in use by {users}",
                 hint="end what uses it, or unmount with --lazy",
             ) from error
-
-    @staticmethod
-    def _detach(target: Path, unmount: _Unmounter, lazy: bool) -> None:
-        while any(entry.ours for entry in kernel.mounts_at(target)):
-            try:
-                unmount(target, lazy=lazy)
-            except OSError as error:
-                # Somebody else may have been faster: the mount table says whether that is so.
-                if error.errno != errno.EINVAL or any(entry.ours for entry in kernel.mounts_at(target)):
-                    raise
 
     async def _follow_overlay(self) -> None:
         """End the session when somebody unmounts the overlay by hand."""

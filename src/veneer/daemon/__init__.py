@@ -1,0 +1,1 @@
+"""The background process of a mount, and what commands need to start, find, ask and end it."""

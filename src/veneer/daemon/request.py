@@ -1,0 +1,162 @@
+"""What is asked of a mount's process and what it answers, as JSON lines.
+
+Messages, one JSON object a line: to the process a :class:`MountRequest`; from it any number of
+``{"type": "notice"}``, then one ``{"type": "ready"}`` (a :class:`MountInfo`) or ``{"type": "error"}``.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from veneer.errors import VeneerError
+from veneer.oci.descriptor import Platform
+from veneer.oci.reference import LayoutReference, parse_reference
+from veneer.settings import Settings
+
+__all__ = ["MountInfo", "MountRequest", "error_from_json", "error_to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """One mount to make. Every path is absolute: the process that gets it works in another directory.
+
+    Args:
+        image: reference of the image.
+        mountpoint: an empty directory, or a name in an existing one.
+        settings: of the invocation.
+        writable: whether an overlay goes on top.
+        upper: where what is written is kept; None for a layer that is thrown away.
+    """
+
+    image: str
+    mountpoint: Path
+    settings: Settings
+    writable: bool = False
+    upper: Path | None = None
+
+    @classmethod
+    def create(
+        cls,
+        image: str,
+        mountpoint: Path,
+        settings: Settings,
+        *,
+        writable: bool = False,
+        upper: Path | None = None,
+    ) -> "MountRequest":
+        """A request from what a user typed in the current directory. Raises UsageError."""
+        return cls(
+            absolute_image(image),
+            Path(os.path.realpath(mountpoint)),
+            replace(
+                settings,
+                cache_dir=settings.cache_dir.absolute(),
+                run_dir=settings.run_dir.absolute(),
+                authfile=settings.authfile and settings.authfile.absolute(),
+                ca_file=settings.ca_file and settings.ca_file.absolute(),
+            ),
+            writable or upper is not None,
+            upper and upper.absolute(),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The request as a JSON object."""
+        settings = {item.name: getattr(self.settings, item.name) for item in fields(Settings)}
+        settings["platform"] = str(self.settings.platform)
+        settings["insecure"] = sorted(self.settings.insecure)
+        return {
+            "image": self.image,
+            "mountpoint": os.fspath(self.mountpoint),
+            "settings": {k: os.fspath(v) if isinstance(v, Path) else v for k, v in settings.items()},
+            "writable": self.writable,
+            "upper": self.upper and os.fspath(self.upper),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, object]) -> "MountRequest":
+        """Read what :meth:`to_json` wrote."""
+        settings = value["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError("not a mount request")
+        upper = value["upper"]
+        return cls(
+            str(value["image"]),
+            Path(str(value["mountpoint"])),
+            Settings(
+                **settings
+                | {
+                    "cache_dir": Path(settings["cache_dir"]),
+                    "run_dir": Path(settings["run_dir"]),
+                    "platform": Platform.parse(settings["platform"]),
+                    "authfile": settings["authfile"] and Path(settings["authfile"]),
+                    "ca_file": settings["ca_file"] and Path(settings["ca_file"]),
+                    "insecure": frozenset(settings["insecure"]),
+                }
+            ),
+            bool(value["writable"]),
+            Path(str(upper)) if upper else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MountInfo:
+    """A mount that is up.
+
+    Args:
+        id: names it in the run directory.
+        image: the reference.
+        digest: of the image manifest.
+        mountpoint: where it is.
+        pid: who serves it.
+        writable: whether it can be written to.
+        upper: where what is written is kept, when the user said so.
+        index_origin: how the index was found.
+        log: what the process has to say.
+        requests: HTTP requests made so far.
+        bytes_received: and what they brought.
+        seconds: from the request to the mount.
+    """
+
+    id: str
+    image: str
+    digest: str
+    mountpoint: str
+    pid: int
+    writable: bool
+    upper: str | None
+    index_origin: str
+    log: str
+    requests: int
+    bytes_received: int
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """The facts by name."""
+        return asdict(self)
+
+
+def absolute_image(text: str) -> str:
+    """The same image, meant from any working directory."""
+    reference = parse_reference(text)
+    if isinstance(reference, LayoutReference):
+        reference = replace(reference, path=reference.path.absolute())
+    return str(reference)
+
+
+def error_to_json(error: VeneerError) -> dict[str, object]:
+    """An error for another process."""
+    return {"type": "error", "code": error.exit_code, "message": error.message, "hint": error.hint}
+
+
+def error_from_json(value: dict[str, object]) -> VeneerError:
+    """The same error here: its class follows from its exit code."""
+    code, hint = value.get("code"), value.get("hint")
+    cls = next((found for found in _error_classes(VeneerError) if found.exit_code == code), VeneerError)
+    return cls(str(value.get("message")), hint=None if hint is None else str(hint))
+
+
+def _error_classes(root: type[VeneerError]) -> Iterator[type[VeneerError]]:
+    yield root
+    for found in root.__subclasses__():
+        yield from _error_classes(found)

@@ -1,0 +1,228 @@
+"""One mount from request to end: the place where image, store, FUSE tree and overlay are put together.
+
+A mount's record exists before anything is mounted and until everything is gone; an error on the way leaves
+nothing behind.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import trio
+
+from veneer.daemon.control import Operation, serve_control
+from veneer.daemon.mountpoint import prepare_mountpoint
+from veneer.daemon.request import MountInfo, MountRequest
+from veneer.errors import MountError
+from veneer.events import Reporter, silent
+from veneer.image import Image, open_image
+from veneer.mount.fuse import TreeOperations
+from veneer.mount.overlay import Upper, private_upper
+from veneer.mount.session import MountSession, mounted
+from veneer.mount.state import MountRecord, claim, detach, directory_of, mount_id, release, this_process
+from veneer.source.tasks import open_nursery
+from veneer.store.attached import AttachedDevice
+from veneer.store.spanstore import SpanStore, open_store
+
+__all__ = ["serve_mount"]
+
+log = logging.getLogger(__name__)
+
+
+async def serve_mount(
+    request: MountRequest,
+    ready: Callable[[MountInfo], None],
+    *,
+    claimed: Callable[[Path], None] = lambda _directory: None,
+    report: Reporter = silent,
+) -> None:
+    """Mount an image and serve it until it is unmounted.
+
+    Args:
+        request: what to mount and where.
+        ready: called once when the mount can be used.
+        claimed: called before that, with the mount's own directory.
+        report: notices about the image.
+
+    Raises:
+        VeneerError: it could not be mounted.
+    """
+    began = trio.current_time()
+    settings = request.settings
+    record = await trio.to_thread.run_sync(_claim, request)
+    directory = directory_of(settings.run_dir, record.id)
+    try:
+        claimed(directory)
+        async with open_nursery() as nursery:
+            signals = await nursery.start(_Signals().follow, nursery.cancel_scope)
+            async with AsyncExitStack() as stack:
+                store = await stack.enter_async_context(open_store(settings))
+                image = await stack.enter_async_context(open_image(request.image, settings, report=report))
+                service = _Service(request, record, image, store)
+                session = await stack.enter_async_context(
+                    mounted(service.operations, record.mountpoint, lower=record.lower, upper=record.upper)
+                )
+                signals.session = session
+                await nursery.start(serve_control, directory, service.control(session))
+                ready(service.info(trio.current_time() - began))
+                await session.ended.wait()
+                nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_release, settings.run_dir, record)
+
+
+class _Service:
+    """What is known about one mount while it is served."""
+
+    def __init__(self, request: MountRequest, record: MountRecord, image: Image, store: SpanStore) -> None:
+        self._request = request
+        self._record = record
+        self._image = image
+        self._store = store
+        self._attached = [
+            store.attach(device, source)
+            for device, source in zip(image.index.devices, image.sources, strict=True)
+        ]
+        self.operations: TreeOperations[AttachedDevice] = TreeOperations(
+            image.index, store, self._attached, image=image.name
+        )
+
+    def info(self, seconds: float) -> MountInfo:
+        """What to tell whoever asked for the mount."""
+        record, transport = self._record, self._image.transport_stats
+        return MountInfo(
+            id=record.id,
+            image=record.image,
+            digest=str(self._image.manifest.digest),
+            mountpoint=os.fspath(record.mountpoint),
+            pid=record.process.pid,
+            writable=record.upper is not None,
+            upper=None if record.upper is None or record.upper.private else os.fspath(record.upper.directory),
+            index_origin=self._image.index_origin,
+            log=os.fspath(directory_of(self._request.settings.run_dir, record.id) / "log"),
+            requests=transport.requests,
+            bytes_received=transport.bytes_received,
+            seconds=round(seconds, 4),
+        )
+
+    def control(self, session: MountSession) -> Mapping[str, Operation]:
+        """The operations of the control socket."""
+
+        async def status(_request: dict[str, object]) -> dict[str, object]:
+            return self._status()
+
+        async def stop(request: dict[str, object]) -> dict[str, object]:
+            lazy = request.get("lazy") is True
+            log.info("unmount asked for lazy=%s", lazy)
+            await session.unmount(lazy=lazy)
+            return {"type": "stopped"}
+
+        return {"status": status, "stop": stop}
+
+    def _status(self) -> dict[str, object]:
+        record, index = self._record, self._image.index
+        layers = [
+            {
+                "digest": str(attached.device.blob.digest),
+                "size": attached.size,
+                "cached": 0 if attached.file is None else attached.file.map.present_bytes,
+                "spans": len(attached.spans),
+            }
+            for attached in self._attached
+        ]
+        transport = self._image.transport_stats
+        return {
+            "type": "status",
+            "id": record.id,
+            "image": record.image,
+            "digest": str(self._image.manifest.digest),
+            "mountpoint": os.fspath(record.mountpoint),
+            "pid": record.process.pid,
+            "since": record.since,
+            "uptime_s": round(time.time() - record.since, 1),
+            "backend": "fuse",
+            "writable": record.upper is not None,
+            "index_origin": self._image.index_origin,
+            "inodes": sum(1 for links in index.nlink if links),
+            "layers": layers,
+            "store": self._store.stats.to_json(),
+            "fuse": self.operations.stats.to_json(),
+            "transport": {
+                "requests": transport.requests,
+                "bytes_received": transport.bytes_received,
+                "retries": transport.retries,
+            },
+        }
+
+
+def _claim(request: MountRequest) -> MountRecord:
+    settings, mountpoint = request.settings, request.mountpoint
+    name = mount_id(mountpoint)
+    directory = directory_of(settings.run_dir, name)
+    made = prepare_mountpoint(mountpoint)
+    upper: Upper | None = None
+    if request.writable:
+        upper = (
+            Upper.at(request.upper) if request.upper else private_upper(settings.cache_dir / "uppers" / name)
+        )
+    record = MountRecord(
+        id=name,
+        kind="mount",
+        image=request.image,
+        mountpoint=mountpoint,
+        process=this_process(),
+        lower=directory / "lower" if upper else None,
+        upper=upper,
+        made_mountpoint=made,
+    )
+    try:
+        claim(settings.run_dir, record)
+    except MountError:
+        if made:
+            mountpoint.rmdir()
+        raise
+    if record.lower:
+        record.lower.mkdir()
+    return record
+
+
+def _release(run_dir: Path, record: MountRecord) -> None:
+    detach(record)
+    release(run_dir, record)
+
+
+class _Signals:
+    """Ends a mount on request: at once while it is being made, then in order."""
+
+    def __init__(self) -> None:
+        self.session: MountSession | None = None
+
+    async def follow(
+        self,
+        scope: trio.CancelScope,
+        *,
+        task_status: trio.TaskStatus["_Signals"] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """The first signal unmounts, lazily when the mount is in use; the second ends it at once."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started(self)
+            number = await anext(aiter(signals))
+            if self.session is not None:
+                await self._unmount(self.session, signal.Signals(number).name)
+                number = await anext(aiter(signals))
+            log.warning("ending at once signal=%s", signal.Signals(number).name)
+            scope.cancel()
+
+    @staticmethod
+    async def _unmount(session: MountSession, name: str) -> None:
+        log.info("unmounting signal=%s", name)
+        try:
+            await session.unmount()
+        except MountError as error:
+            log.warning("detaching, and serving whoever is left cause=%r", error.message)
+            await session.unmount(lazy=True)

@@ -1,0 +1,201 @@
+"""What is mounted and by which process, on disk, so that another process can ask, end or clean up.
+
+One directory a mount under ``run_dir/mounts``: ``state.json`` (a :class:`MountRecord`), and beside it whatever
+the mount needs for itself (log, control socket, the private mount below an overlay). A record appears, whole,
+before anything is mounted and goes after everything is unmounted; so whatever a killed process leaves behind
+is named by a record whose process is gone.
+
+Every function here blocks; an event loop calls them in a thread.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from veneer.errors import MountError
+from veneer.mount import kernel
+from veneer.mount.overlay import Upper, discard
+
+__all__ = ["MountRecord", "claim", "detach", "mount_id", "mount_records", "release", "sweep", "this_process"]
+
+log = logging.getLogger(__name__)
+
+_STATE = "state.json"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process, for good: its number alone may be given to another one later."""
+
+    pid: int
+    #: Clock ticks from boot to its start (field 22 of /proc/PID/stat).
+    start: int
+    boot: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs still."""
+        return _start_of(self.pid) == self.start and _boot_id() == self.boot
+
+
+def this_process() -> Process:
+    """The calling process."""
+    start = _start_of(os.getpid())
+    if start is None:
+        raise MountError("/proc is not mounted")
+    return Process(os.getpid(), start, _boot_id())
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """One mount.
+
+    Args:
+        id: name of its directory; see :func:`mount_id`.
+        kind: ``mount``, or ``run`` for the root of a container.
+        image: the reference as the user wrote it.
+        mountpoint: where the tree is seen; absolute, no symbolic links in it.
+        process: who serves it.
+        lower: where the FUSE tree is when an overlay covers ``mountpoint``.
+        upper: the writable layer of that overlay.
+        made_mountpoint: whether ``mountpoint`` was made for this mount and goes with it.
+        container: for ``run``: the runtime's program and its name for the container.
+        since: when the mount began, seconds since the epoch.
+    """
+
+    id: str
+    kind: str
+    image: str
+    mountpoint: Path
+    process: Process
+    lower: Path | None = None
+    upper: Upper | None = None
+    made_mountpoint: bool = False
+    container: tuple[str, str] | None = None
+    since: float = field(default_factory=time.time)
+
+    def to_json(self) -> dict[str, object]:
+        """The record as written to disk."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> "MountRecord":
+        """Read what :meth:`to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        if not isinstance(value, dict) or set(value) != {item.name for item in fields(cls)}:
+            raise ValueError("not a mount record")
+        upper, lower = value["upper"], value["lower"]
+        return cls(
+            **value
+            | {
+                "mountpoint": Path(value["mountpoint"]),
+                "process": Process(**value["process"]),
+                "lower": None if lower is None else Path(lower),
+                "upper": upper and Upper(Path(upper["directory"]), Path(upper["work"]), upper["private"]),
+                "container": value["container"] and tuple(value["container"]),
+            }
+        )
+
+
+def mount_id(mountpoint: Path) -> str:
+    """The name of a mount follows from its place, so two processes cannot both begin one there."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+
+
+def directory_of(run_dir: Path, name: str) -> Path:
+    """Where a mount keeps what it needs for itself."""
+    return run_dir / "mounts" / name
+
+
+def claim(run_dir: Path, record: MountRecord) -> Path:
+    """Make the directory of a mount with its record in it, at once. Raises MountError when it exists."""
+    directory = directory_of(run_dir, record.id)
+    draft = directory.with_name(f".{record.id}.{record.process.pid}")
+    try:
+        draft.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write(draft / _STATE, record)
+        # Renaming onto a directory that is not empty fails, so exactly one of two claims succeeds.
+        draft.rename(directory)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise MountError(
+                f"{record.mountpoint} is mounted already", hint="see veneer status, or unmount it first"
+            ) from error
+        raise MountError(
+            f"cannot write below {run_dir}: {error.strerror}", hint="set VENEER_RUN_DIR"
+        ) from error
+    return directory
+
+
+def mount_records(run_dir: Path) -> list[MountRecord]:
+    """All records, oldest first; of living processes and of dead ones."""
+    found = []
+    for path in (run_dir / "mounts").glob("[!.]*/" + _STATE):
+        try:
+            found.append(MountRecord.from_json(json.loads(path.read_bytes())))
+        except FileNotFoundError:
+            continue  # it was unmounted just now
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("mount record not readable path=%s cause=%r", path, error)
+    return sorted(found, key=lambda record: record.since)
+
+
+def detach(record: MountRecord) -> None:
+    """Unmount whatever a record names and is still mounted, lazily, and remove what was private to it."""
+    for target in filter(None, (record.mountpoint, record.lower)):
+        try:
+            kernel.unmount_ours(target, lazy=True)
+        except OSError as error:
+            raise MountError(f"cannot unmount {target}: {error.strerror}") from error
+    if record.upper is not None:
+        discard(record.upper)
+    if record.made_mountpoint:
+        with contextlib.suppress(OSError):  # somebody put something into it: theirs now
+            record.mountpoint.rmdir()
+
+
+def release(run_dir: Path, record: MountRecord) -> None:
+    """Remove a record and the directory around it. Never descends into anything mounted."""
+    directory = directory_of(run_dir, record.id)
+    inside = [e.mountpoint for e in kernel.mount_table() if directory in e.mountpoint.parents]
+    if inside:
+        raise MountError(f"cannot remove {directory}: {inside[0]} is still mounted")
+    gone = directory.with_name(f".{record.id}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        # At once, so that no half-removed directory is in the way of the next mount.
+        directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what processes left that died in :func:`claim` or :func:`release`."""
+    for path in (run_dir / "mounts").glob(".*.*"):
+        pid = path.name.rpartition(".")[2]
+        if pid.isdigit() and _start_of(int(pid)) is None:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: Path, record: MountRecord) -> None:
+    path.write_text(json.dumps(record.to_json(), default=os.fspath, indent=1))
+
+
+def _start_of(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields_after_name = text.rpartition(")")[2].split()
+    # A zombie serves nothing any more.
+    return None if fields_after_name[0] == "Z" else int(fields_after_name[19])
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
