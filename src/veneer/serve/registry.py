@@ -18,7 +18,7 @@ from veneer.serve.auth import Access, Authorizer, BasicAuth, TokenAuth
 from veneer.serve.blobs import BlobHandlers
 from veneer.serve.http import HTTPServer, RequestRecord, open_port
 from veneer.serve.manifests import ManifestHandlers
-from veneer.serve.message import Handler, Request, Response
+from veneer.serve.message import Request, Response
 from veneer.serve.storage import Storage
 
 __all__ = ["BasicAuth", "RegistryServer", "RequestRecord", "TokenAuth", "serve_registry"]
@@ -49,10 +49,9 @@ class RegistryServer:
     """The API as a handler of requests, and what came in.
 
     Args:
-        directory: holds the layouts, or is one.
+        directory: holds the layouts, or is one; made when missing.
         auth: who may do what; None lets everybody do everything.
         page_size: entries of one page of a list, at most.
-        wrap: a middleware around the API, for fault injection.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class RegistryServer:
         *,
         auth: Authorizer | None = None,
         page_size: int = PAGE_SIZE,
-        wrap: Callable[[Handler], Handler] | None = None,
     ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         storage = Storage(directory)
         self.requests: list[RequestRecord] = []
         #: ``name:port`` of the listener, once there is one.
@@ -70,7 +69,6 @@ class RegistryServer:
         self._auth = auth
         self._blobs = BlobHandlers(storage)
         self._manifests = ManifestHandlers(storage, page_size)
-        self.handler: Handler = wrap(self.handle) if wrap else self.handle
 
     def record(self, record: RequestRecord) -> None:
         """Keep a request for later questions."""
@@ -168,9 +166,8 @@ async def serve_registry(
     Transfers in progress at the end of the block get ``grace_s`` seconds. Raises OSError when the address
     cannot be listened on.
     """
-    await trio.to_thread.run_sync(lambda: directory.mkdir(parents=True, exist_ok=True))
     server = RegistryServer(directory, auth=auth, page_size=page_size)
-    http = HTTPServer(server.handler, tls=tls, on_request=server.record, on_response=on_response)
+    http = HTTPServer(server.handle, tls=tls, on_request=server.record, on_response=on_response)
     listener = await open_port(host, port)
     server.host = address(listener)
     failure: Exception | None = None
