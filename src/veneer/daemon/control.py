@@ -27,6 +27,8 @@ _NAME = "control.sock"
 MAX_REQUEST, MAX_ANSWER = 64 << 10, 16 << 20
 #: A client that connects and says nothing is not waited for longer.
 REQUEST_TIMEOUT_S = 30.0
+#: Nor one that asks and then does not read.
+ANSWER_TIMEOUT_S = 5.0
 
 
 async def serve_control(
@@ -60,16 +62,19 @@ async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]
         line = await _line(stream, MAX_REQUEST)
     if line is None:
         return
-    try:
+    # What was asked for is done and answered even if it ends the mount, and this server with it.
+    with trio.CancelScope(shield=True):
         try:
-            request = json.loads(line)
-            operation = operations[request["op"]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"unknown request, expected one of {', '.join(operations)}") from error
-        answer = await operation(request)
-    except VeneerError as error:
-        answer = error_to_json(error)
-    await stream.send_all(json.dumps(answer).encode() + b"\n")
+            try:
+                request = json.loads(line)
+                operation = operations[request["op"]]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UsageError(f"unknown request, expected one of {', '.join(operations)}") from error
+            answer = await operation(request)
+        except VeneerError as error:
+            answer = error_to_json(error)
+        with trio.move_on_after(ANSWER_TIMEOUT_S):
+            await stream.send_all(json.dumps(answer).encode() + b"\n")
 
 
 async def ask(directory: Path, op: str, **arguments: object) -> dict[str, object]:
