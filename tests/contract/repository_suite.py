@@ -363,6 +363,6 @@ class RepositoryContract:
         assert repository.blob(descriptor).name.startswith(repository.name)
         assert str(descriptor.digest)[:19] in repository.blob(descriptor).name
 
-    def test_protocols(self, repository: Repository) -> None:
+    async def test_protocols(self, repository: Repository) -> None:
         assert isinstance(repository, Repository)
         assert isinstance(repository.blob(described(b"x")), BlobSource)

@@ -6,7 +6,6 @@ a challenge; faults are the business of whoever knows what to repeat (:class:`~v
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import urljoin
 
@@ -36,7 +35,6 @@ _MAX_HOPS = 5
 _KEEP_METHOD = frozenset({307, 308})
 #: Docker Hub's API has another host than its images are called by.
 _API_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Call:
     what: str
     expect: frozenset[int]
     actions: str = PULL
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes | None = field(default=None, repr=False)
     extra_scope: str = ""
 

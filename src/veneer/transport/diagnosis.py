@@ -3,6 +3,7 @@
 Pure. Looks only at the standard library's exceptions in the chain, never at message texts.
 """
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -54,8 +55,10 @@ def diagnose_connection(error: BaseException) -> Diagnosis:
             hint="check the name {host} and this machine's DNS",
         )
     system = _beneath(error, OSError)
+    # strerror of a connection error repeats the address; the number's own text does not.
+    why = os.strerror(system.errno).lower() if system and system.errno else "it broke while being made"
     return Diagnosis(
-        f"no connection: {(system.strerror or 'broken').lower() if system else 'broken during the handshake'}",
+        f"no connection: {why}",
         temporary=True,
         hint="check that {host} is right and reachable, and whether a proxy is needed (HTTPS_PROXY)",
     )

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import NoReturn, Self
 
 import httpx
@@ -47,8 +47,8 @@ IDLE_EXPIRY_S = 50.0
 _WRITE_SIZE = 256 << 10
 #: An unread rest of a body up to this size is read to keep its connection; a longer one costs the connection.
 _DRAIN_LIMIT = 64 << 10
-
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+#: Ranges and digests are of the stored bytes: nothing on the way shall compress them.
+_ALWAYS = {"User-Agent": f"veneer/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +66,29 @@ class Request:
     method: str
     url: str = field(repr=False)
     what: str
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes | None = field(default=None, repr=False)
 
 
 class _Body(httpx.AsyncByteStream):
-    """A body in memory, sent in pieces so that a slow but moving upload is not taken for a stall."""
+    """A body in memory, sent in pieces so that a slow but moving upload is not taken for a stall.
+
+    An iterator and no generator: it may be dropped half-way when the connection breaks.
+    """
 
     def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
+        self._data = data
+        self._place = 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, len(self._data), _WRITE_SIZE):
-            yield bytes(self._data[start : start + _WRITE_SIZE])
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._place >= len(self._data):
+            raise StopAsyncIteration
+        piece = self._data[self._place : self._place + _WRITE_SIZE]
+        self._place += len(piece)
+        return piece
 
 
 class Response:
@@ -243,16 +253,16 @@ class Transport:
         reached: list[str] = []
 
         async def trace(event: str, _info: Mapping[str, object]) -> None:
-            reached.append(event)
+            reached.append(event.partition(".")[2])
 
         timeouts = dict.fromkeys(self._timeouts, PROBE_TIMEOUT_S)
         try:
             answer = await self._exchange(request, {"timeout": timeouts, "trace": trace})
         except httpx.TransportError as error:
-            if "connection.start_tls.complete" in reached or diagnose_connection(error).untrusted:
+            if "start_tls.complete" in reached or diagnose_connection(error).untrusted:
                 return True
-            if "connection.start_tls.started" in reached:
-                return False
+            if "start_tls.started" in reached or isinstance(error, httpx.ProxyError):
+                return False  # proxies often open tunnels to port 443 only
             self.fail(error, request)
         async with Response(request, answer, self) as response:
             await response.discard()
@@ -267,16 +277,13 @@ class Transport:
         return Response(request, answer, self)
 
     async def _exchange(self, request: Request, extensions: dict[str, object]) -> httpx.Response:
-        headers = {"User-Agent": f"veneer/{__version__}", "Accept-Encoding": "identity", **request.headers}
-        if request.body is not None:
-            headers["Content-Length"] = str(len(request.body))
         try:
+            url = httpx.URL(request.url)
+            headers = {"Host": url.netloc.decode("ascii"), **_ALWAYS, **request.headers}
+            if request.body is not None:
+                headers["Content-Length"] = str(len(request.body))
             built = httpx.Request(
-                request.method,
-                request.url,
-                headers=headers,
-                stream=None if request.body is None else _Body(request.body),
-                extensions=extensions,
+                request.method, url, headers=headers, stream=_Body(request.body or b""), extensions=extensions
             )
         except (httpx.InvalidURL, UnicodeEncodeError):
             raise RegistryError(f"{request.what}: {request.method}: unusable address or header") from None
