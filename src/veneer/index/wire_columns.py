@@ -136,7 +136,7 @@ def signed_column(values: Iterable[int]) -> bytes:
     planes = _planes(values)
     while len(planes) > 1 and planes[-1] == planes[-2].translate(_SIGN):
         planes.pop()
-    return b"".join(planes) if any(planes[-1]) else b""
+    return b"".join(planes) if any(map(any, planes)) else b""
 
 
 def unsigned(data: bytes, count: int, what: str) -> "array[int]":
