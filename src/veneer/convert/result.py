@@ -100,7 +100,7 @@ class ConvertResult:
         """As ``veneer convert --json`` shows it."""
         return {
             "destination": self.destination,
-            "manifest": str(self.manifest),
+            "digest": str(self.manifest),
             "size_before": self.size_before,
             "size_after": self.size_after,
             "seconds": round(self.seconds, 3),

@@ -1,0 +1,37 @@
+"""``veneer verify``: every byte of an image against everything that is stated about it."""
+
+import click
+
+from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.render import size_text
+
+__all__ = ["verify"]
+
+
+@click.command(epilog=EXIT_STATUS)
+@command
+@click.argument("image")
+def verify(invocation: Invocation, image: str) -> int:
+    """Check every byte of IMAGE: blobs, spans, diffIDs, and whether the index describes the layers.
+
+    Everything that is wrong is listed, and the exit status is 20 then.
+    """
+    from veneer.image import open_image
+    from veneer.verify import VerifyReport, verify_image
+
+    async def run() -> VerifyReport:
+        with invocation.output.reporting() as report:
+            async with open_image(image, invocation.settings, report=report) as opened:
+                return await verify_image(opened, report)
+
+    verdict = invocation.run(run)
+    lines = []
+    for layer in verdict.layers:
+        judgement = "ok" if not layer.problem_count else f"{layer.problem_count} problems"
+        blob = layer.device.blob
+        lines.append(f"{blob.digest}: {layer.spans} spans, {size_text(blob.size)}: {judgement}")
+        lines += [f"  {problem}" for problem in layer.problems]
+    lines += verdict.problems
+    lines.append(f"{verdict.image}: {'ok' if verdict.ok else 'NOT ok'}")
+    invocation.output.result(verdict.to_json(), "\n".join(lines))
+    return verdict.exit_code

@@ -1,0 +1,165 @@
+"""Files of an image without mounting it: finding them by path, listing directories, reading content.
+
+Paths are those that a process in a container would use: symlinks are followed inside the image and ``..``
+stops at its root, so nothing ever leads to the files of this host.
+"""
+
+import stat
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+
+from veneer.errors import NotFound, UsageError
+from veneer.image.open import Image
+from veneer.index.model import ImageIndex
+from veneer.store.spanstore import SpanStore
+
+__all__ = ["MAX_SYMLINKS", "FileEntry", "find", "list_path", "read_file"]
+
+#: Symlinks on one path, as in Linux.
+MAX_SYMLINKS = 40
+#: A file is read in pieces of this size, with this much asked for ahead.
+_PIECE, _AHEAD = 1 << 20, 8 << 20
+
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One name, as ``ls -l`` shows it.
+
+    Args:
+        path: from the root of the image, without a slash in front; ``b""`` is the root.
+        mode: ``st_mode``.
+        target: of a symlink.
+        rdev: (major, minor) of a device.
+        xattrs: names of the extended attributes.
+    """
+
+    path: bytes
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    target: bytes
+    rdev: tuple[int, int]
+    xattrs: tuple[bytes, ...]
+
+    @property
+    def type(self) -> str:
+        """In words."""
+        return _TYPES[stat.S_IFMT(self.mode)]
+
+
+def find(index: ImageIndex, path: bytes, what: str, *, follow: bool = True) -> int:
+    """The node at ``path``; a symlink at its end is followed only if ``follow``.
+
+    Raises:
+        NotFound: no such file, a component is not a directory, or symlinks lead in circles.
+    """
+    shown = path.decode(errors="backslashreplace")
+    pending = [name for name in reversed(path.split(b"/")) if name not in (b"", b".")]
+    trail = [index.root]
+    links = 0
+    while pending:
+        name = pending.pop()
+        if name == b"..":
+            del trail[max(1, len(trail) - 1) :]
+            continue
+        children = index.children.get(trail[-1])
+        if children is None and not stat.S_ISDIR(index.mode[trail[-1]]):
+            raise NotFound(f"{what}: {shown}: not a directory")
+        node = (children or {}).get(name)
+        if node is None:
+            raise NotFound(f"{what}: {shown}: no such file or directory")
+        if stat.S_ISLNK(index.mode[node]) and (pending or follow):
+            links += 1
+            if links > MAX_SYMLINKS:
+                raise NotFound(f"{what}: {shown}: too many levels of symbolic links")
+            target = index.targets[node]
+            if target.startswith(b"/"):
+                trail = [index.root]
+            pending += [part for part in reversed(target.split(b"/")) if part not in (b"", b".")]
+            continue
+        trail.append(node)
+    return trail[-1]
+
+
+def list_path(index: ImageIndex, path: bytes, what: str, *, recursive: bool = False) -> Iterator[FileEntry]:
+    """What is in the directory at ``path``, or the one entry that ``path`` names.
+
+    A symlink at the end is listed itself, unless a slash follows it.
+    """
+    node = find(index, path, what, follow=path.endswith(b"/"))
+    clean = b"/".join(name for name in path.split(b"/") if name not in (b"", b"."))
+    if not stat.S_ISDIR(index.mode[node]):
+        yield _entry(index, clean, node)
+        return
+    pending = [(clean, node)]
+    while pending:
+        directory, node = pending.pop()
+        prefix = directory + b"/" if directory else b""
+        below = []
+        for name, child in index.children.get(node, {}).items():
+            yield _entry(index, prefix + name, child)
+            if recursive and stat.S_ISDIR(index.mode[child]):
+                below.append((prefix + name, child))
+        pending += reversed(below)
+
+
+async def read_file(image: Image, store: SpanStore, path: bytes) -> AsyncGenerator[bytes, None]:
+    """The content of the regular file at ``path``, in pieces; holes are zeros.
+
+    Raises:
+        NotFound: there is no such file.
+        UsageError: it is not a regular file.
+        VeneerError: what reading its spans reported.
+    """
+    index = image.index
+    node = find(index, path, image.name)
+    if not stat.S_ISREG(index.mode[node]):
+        kind = _TYPES[stat.S_IFMT(index.mode[node])]
+        raise UsageError(f"{image.name}: {path.decode(errors='backslashreplace')} is a {kind}, not a file")
+    position = 0
+    for extent in index.extents(node):
+        for zeros in _zeros(extent.file_offset - position):
+            yield zeros
+        attached = store.attach(index.devices[extent.device], image.sources[extent.device])
+        end = extent.offset + extent.length
+        for offset in range(extent.offset, end, _PIECE):
+            length = min(_PIECE, end - offset)
+            window = (offset, min(end, offset + _AHEAD))
+            yield await store.read(attached, offset, length, window=window)
+        position = extent.file_offset + extent.length
+    for zeros in _zeros(index.size[node] - position):
+        yield zeros
+
+
+def _zeros(length: int) -> Iterator[bytes]:
+    while length > 0:
+        yield bytes(min(length, _PIECE))
+        length -= _PIECE
+
+
+def _entry(index: ImageIndex, path: bytes, node: int) -> FileEntry:
+    target = index.targets.get(node, b"")
+    return FileEntry(
+        path=path,
+        mode=index.mode[node],
+        nlink=index.nlink[node],
+        uid=index.uid[node],
+        gid=index.gid[node],
+        size=len(target) or index.size[node],
+        mtime_ns=index.mtime_ns[node],
+        target=target,
+        rdev=index.rdevs.get(node, (0, 0)),
+        xattrs=tuple(name for name, _ in index.xattrs.get(node, ())),
+    )

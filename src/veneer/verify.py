@@ -1,0 +1,259 @@
+"""Does an image keep all its promises? Reads every byte once and compares what is stated at every level.
+
+For each layer: the stored blob has its digest and size; every span has its digest and decodes to its length;
+the spans together are the tar that the config's diffID names; and the index's tree is the one that this tar
+describes. That the index is the one the manifest names was checked when the image was opened.
+
+It collects what is wrong instead of stopping, because whoever asks wants to know how much. Reads from the
+source, never from the cache. Not for: repairing anything.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+
+import trio
+
+from veneer.codec import check_and_decode
+from veneer.errors import IntegrityError
+from veneer.events import Progress, Reporter, silent
+from veneer.image.open import Image
+from veneer.index.build import TreeBuilder
+from veneer.index.model import Device, LayerIndex, LayerTree, Span
+from veneer.index.tar import TarParser
+from veneer.index.wire import encode_tree
+from veneer.source.base import BlobSource
+from veneer.source.tasks import run_all
+
+__all__ = ["LayerVerdict", "VerifyReport", "verify_image"]
+
+#: Problems that are listed for a layer; the rest is counted.
+MAX_PROBLEMS = 20
+#: Layers that are read at once: one waits for the network while another one is decoded.
+LAYERS_AT_ONCE = 2
+#: Stored bytes that are decoded in one go.
+_BATCH_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LayerVerdict:
+    """What was found out about one layer.
+
+    Args:
+        device: the layer.
+        spans: how many were checked.
+        problems: what is wrong, at most MAX_PROBLEMS of it.
+        problem_count: how many there were in all.
+    """
+
+    device: Device
+    spans: int
+    problems: tuple[str, ...]
+    problem_count: int
+
+    def to_json(self) -> dict[str, object]:
+        """As ``veneer verify --json`` shows it."""
+        return {
+            "digest": str(self.device.blob.digest),
+            "diff_id": str(self.device.diff_id),
+            "stored_size": self.device.blob.size,
+            "size": self.device.spans.size,
+            "spans": self.spans,
+            "problems": list(self.problems),
+            "problem_count": self.problem_count,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The verdict on an image; ``problems`` are those that concern no single layer."""
+
+    image: str
+    layers: tuple[LayerVerdict, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is as promised."""
+        return not self.problems and not any(layer.problem_count for layer in self.layers)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of an IntegrityError."""
+        return 0 if self.ok else IntegrityError.exit_code
+
+    def to_json(self) -> dict[str, object]:
+        """As ``veneer verify --json`` shows it."""
+        return {
+            "image": self.image,
+            "ok": self.ok,
+            "problems": list(self.problems),
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+async def verify_image(image: Image, report: Reporter = silent) -> VerifyReport:
+    """Check every byte of ``image``. What is wrong is in the result; what cannot be read is raised."""
+    checks = [
+        _LayerCheck(index, source, image.index.policy.devices)
+        for index, source in zip(image.layer_indexes, image.sources, strict=True)
+    ]
+    verdicts = await run_all([partial(check.run, report) for check in checks], at_once=LAYERS_AT_ONCE)
+    problems: list[str] = []
+    dropped: Counter[str] = Counter()
+    for check in checks:
+        dropped.update(check.dropped)
+    if all(not verdict.problem_count for verdict in verdicts) and dropped != Counter(
+        image.index.policy.dropped
+    ):
+        stated = dict(image.index.policy.dropped)
+        problems.append(f"the index says that it left out {stated}, but it left out {dict(dropped)}")
+    return VerifyReport(image.name, tuple(verdicts), tuple(problems))
+
+
+@dataclass(slots=True)
+class _LayerCheck:
+    """The check of one layer. ``dropped`` is what its tree should not hold."""
+
+    index: LayerIndex
+    source: BlobSource
+    devices: str
+    dropped: Counter[str] = field(default_factory=Counter)
+    _problems: list[str] = field(default_factory=list)
+    _count: int = 0
+
+    async def run(self, report: Reporter) -> LayerVerdict:
+        """Read the layer from its source and judge it."""
+        device = self.index.device
+        reader = _SpanReader(self.index, self.source.name, self.devices, self._problem)
+        item, done, total = device.blob.digest.hex[:12], 0, device.blob.size
+        async with self.source.stream() as chunks:
+            held: list[bytes] = []
+            async for chunk in chunks:
+                held.append(chunk)
+                done += len(chunk)
+                if sum(map(len, held)) >= _BATCH_SIZE:
+                    await trio.to_thread.run_sync(reader.feed, b"".join(held))
+                    held = []
+                    if done < total:
+                        report(Progress("verify", item, done, total))
+            await trio.to_thread.run_sync(reader.feed, b"".join(held))
+        self.dropped = await trio.to_thread.run_sync(reader.finish)
+        report(Progress("verify", item, total, total))
+        return LayerVerdict(device, reader.checked, tuple(self._problems), self._count)
+
+    def _problem(self, message: str) -> None:
+        self._count += 1
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(message)
+
+
+class _SpanReader:
+    """Takes a stored layer apart as it streams by. For one thread at a time."""
+
+    def __init__(self, index: LayerIndex, name: str, devices: str, problem: Callable[[str], None]) -> None:
+        self._index = index
+        self._name = name
+        self._problem = problem
+        self._blob_hasher = index.device.blob.digest.hasher()
+        self._tar_hasher = index.device.diff_id.hasher()
+        self._parser = TarParser()
+        self._builder = TreeBuilder(devices)
+        self._tar_is_whole = True
+        self._spans = iter(index.device.spans)
+        self._span: Span | None = next(self._spans, None)
+        self._buffer = bytearray()
+        self._base = 0  # blob offset of the buffer
+        self.checked = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next stored bytes."""
+        self._blob_hasher.update(data)
+        self._buffer += data
+        while (span := self._span) is not None:
+            start = span.stored_offset - self._base
+            if start + span.stored_length > len(self._buffer):
+                break
+            self._check(span, bytes(self._buffer[start : start + span.stored_length]))
+            del self._buffer[: start + span.stored_length]
+            self._base = span.stored_offset + span.stored_length
+            self._span = next(self._spans, None)
+        if self._span is None:
+            self._base += len(self._buffer)
+            self._buffer.clear()
+
+    def finish(self) -> Counter[str]:
+        """Judge the layer as a whole; what its tree leaves out."""
+        device = self._index.device
+        size = self._base + len(self._buffer)
+        if size != device.blob.size:
+            self._problem(f"{self._name}: expected {device.blob.size} bytes, got {size}")
+        try:
+            device.blob.digest.check_hash(self._blob_hasher, self._name)
+        except IntegrityError as error:
+            self._problem(error.message)
+        if self._span is not None:
+            self._tar_is_whole = False
+            self._problem(f"{self._name}: ends before span {self._span.number} of {len(device.spans)}")
+        if self._tar_is_whole:
+            self._check_tar()
+        return self._builder.dropped
+
+    def _check(self, span: Span, stored: bytes) -> None:
+        self.checked += 1
+        try:
+            plain = check_and_decode(span, stored, f"{self._name}: span {span.number}")
+        except IntegrityError as error:
+            self._problem(error.message)
+            self._tar_is_whole = False
+            return
+        if self._tar_is_whole:
+            self._tar_hasher.update(plain)
+            self._parse(plain)
+
+    def _parse(self, plain: bytes) -> None:
+        try:
+            for entry in self._parser.feed(plain):
+                self._builder.add(entry)
+        except IntegrityError as error:
+            self._problem(f"{self._name}: {error.message}")
+            self._tar_is_whole = False
+
+    def _check_tar(self) -> None:
+        device = self._index.device
+        try:
+            device.diff_id.check_hash(self._tar_hasher, f"{self._name}: uncompressed bytes (diffID)")
+            self._parser.finish()
+            tree = self._builder.finish()
+        except IntegrityError as error:
+            self._problem(f"{self._name}: {error.message}")
+            return
+        if encode_tree(tree) != encode_tree(self._index.tree):
+            difference = _first_difference(self._index.tree, tree)
+            self._problem(f"{self._name}: the index does not describe this layer: {difference}")
+
+
+def _first_difference(stated: LayerTree, actual: LayerTree) -> str:
+    """Where two trees that are not equal differ first, for people."""
+    if len(stated) != len(actual):
+        return f"it has {len(stated)} names, the layer has {len(actual)}"
+    for column in fields(LayerTree):
+        ours, theirs = getattr(stated, column.name), getattr(actual, column.name)
+        if ours == theirs:
+            continue
+        if isinstance(ours, list | array):
+            row = next(row for row, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+        else:
+            row = min(set(ours) | set(theirs), key=lambda row: (_fact(ours, row) == _fact(theirs, row), row))
+        name = actual.names[row].decode(errors="backslashreplace")
+        return f"{column.name} of row {row} ({name!r})"
+    return "its columns are stored in another way"
+
+
+def _fact(facts: object, row: int) -> object:
+    """The fact of a row in a rare column: a dict, or a set of rows."""
+    if isinstance(facts, dict):
+        return facts.get(row)
+    return isinstance(facts, frozenset) and row in facts
