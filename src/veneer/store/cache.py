@@ -23,7 +23,7 @@ from pathlib import Path
 
 from veneer.errors import CacheError
 from veneer.index.model import Device
-from veneer.store.devicefile import DeviceFile, Fill, Verified
+from veneer.store.devicefile import DeviceFile, Fill, Verified, is_at
 from veneer.store.ledger import Ledger
 from veneer.store.presence import Form, Layout, MapMismatch, present_bytes
 from veneer.store.stats import StoreStats
@@ -179,11 +179,17 @@ class DeviceCache:
         """Delete a device that no process has open; False when one has."""
         if path in self._open:
             return False
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return False
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                return False
+            if not is_at(lock, path / "lock"):
+                # Somebody else removed it just now, and the name may be a new device's already.
                 return False
             freed = 0
             with suppress(OSError, MapMismatch):
@@ -245,8 +251,13 @@ class DeviceCache:
         rows: list[tuple[int, int, int, int]] = []
         paths = self.paths()
         for which, path in enumerate(paths):
-            with suppress(OSError, MapMismatch), self.visit(path) as file:
-                rows.extend((used, which, number, length) for number, used, length in file.held())
+            try:
+                with self.visit(path) as file:
+                    rows.extend((used, which, number, length) for number, used, length in file.held())
+            except MapMismatch:
+                self.remove(path)
+            except OSError as error:
+                _log.warning("cannot look into %s: %s", path, error)
         rows.sort()
         victims: defaultdict[int, list[int]] = defaultdict(list)
         planned = 0
@@ -271,7 +282,7 @@ class DeviceCache:
             with suppress(OSError):
                 try:
                     empty = present_bytes(path / "map") == 0
-                except MapMismatch:
+                except (MapMismatch, FileNotFoundError):
                     empty = True
                 if empty:
                     self.remove(path)

@@ -29,7 +29,7 @@ from typing import NamedTuple, Self
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Layout, MapMismatch, PresenceMap
 from veneer.store.punch import CANNOT_PUNCH, punch
 
-__all__ = ["DeviceFile", "Fill", "Verified"]
+__all__ = ["DeviceFile", "Fill", "Verified", "is_at", "is_in_use"]
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class DeviceFile:
                 continue
             try:
                 fcntl.flock(live, fcntl.LOCK_SH)
-                if _is_at(live, directory / "lock") and (opened := _open_pair(directory, layout)):
+                if is_at(live, directory / "lock") and (opened := _open_pair(directory, layout)):
                     return cls(directory, *opened, live)
             except BaseException:
                 os.close(live)
@@ -295,13 +295,16 @@ class DeviceFile:
         """Punch the bytes of adjacent spans, none of which is on disk. False if this cannot be done here."""
         offsets, lengths, states = self.map.offsets, self.map.lengths, self.map.states
         begin, end = offsets[first], offsets[last] + lengths[last]
-        floor, ceiling = begin - begin % _BLOCK, min(self._size, end + -end % _BLOCK)
+        floor, ceiling = begin - begin % _BLOCK, end + -end % _BLOCK
         while begin > floor and first > 0 and states[first - 1] == EMPTY:
             first -= 1
             begin = max(floor, offsets[first])
         while end < ceiling and last + 1 < len(offsets) and states[last + 1] == EMPTY:
             last += 1
             end = min(ceiling, offsets[last] + lengths[last])
+        if last + 1 == len(offsets):
+            # The block that the file ends in is freed only if the hole goes on beyond the end.
+            end = ceiling
         try:
             punch(self._fd, begin, end - begin)
         except OSError as error:
@@ -311,7 +314,22 @@ class DeviceFile:
         return True
 
 
-def _is_at(fd: int, path: Path) -> bool:
+def is_in_use(directory: Path) -> bool:
+    """Whether some process has the device open."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def is_at(fd: int, path: Path) -> bool:
     """Whether ``path`` still names the open file ``fd``."""
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
@@ -337,7 +355,7 @@ def _open_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int] | Non
     kept = False
     try:
         fcntl.flock(old, fcntl.LOCK_EX)
-        if not _is_at(old, directory / "map"):
+        if not is_at(old, directory / "map"):
             return None
         if os.fstat(old).st_size:
             try:

@@ -19,8 +19,8 @@ _LEAST_SPREAD = (64 << 10) ** 2
 _SURPRISE = 8
 _RTT_BOUNDS_S = (20e-6, 5.0)
 _S_PER_BYTE_BOUNDS = (1 / 20e9, 1 / 10e3)
-#: A range is at least one usual span, and never so long that a demand read queues behind it for long.
-_LEAST_RANGE, _MOST_RANGE = 128 << 10, 4 << 20
+#: A range is at least two usual spans, and never so long that a demand read queues behind it for long.
+_LEAST_RANGE, _MOST_RANGE = 256 << 10, 4 << 20
 #: Nobody waits for completion, so its ranges may be longer and fewer.
 _BACKGROUND_FACTOR = 4
 _LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20

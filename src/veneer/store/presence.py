@@ -224,11 +224,11 @@ class PresenceMap:
         # and after a boot every span is verified again anyhow.
         if (ino, size) != (data.st_ino, data.st_size) or (dev != data.st_dev and not self.stale):
             raise MapMismatch("the map speaks of another data file")
-        states, records = self.states.tobytes(), self._view[self._records_at :]
+        states = self.states.tobytes()
         if states.count(EMPTY) + states.count(PRESENT) + states.count(SUSPECT) != self.count:
             raise MapMismatch("the map holds impossible states")
         for number in compress(range(self.count), states):
-            digest, crc, state = _RECORD.unpack_from(records, number * _RECORD.size)
+            digest, crc, state = _RECORD.unpack_from(self._view, self._records_at + number * _RECORD.size)
             if crc != _crc(number, digest, state):
                 raise MapMismatch(f"the map's record of span {number} is damaged")
 

@@ -1,0 +1,96 @@
+"""``veneer cache``: what is kept on this machine, and getting rid of it."""
+
+import datetime as dt
+
+import click
+
+from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.render import size_text, table
+
+__all__ = ["cache"]
+
+
+@click.group()
+def cache() -> None:
+    """Look after the local cache. Nothing here disturbs what is mounted."""
+
+
+@cache.command("ls", epilog=EXIT_STATUS)
+@command
+def list_(invocation: Invocation) -> int:
+    """List the cached layers, most recently used first."""
+    from veneer.store.maintenance import list_devices
+
+    devices = list_devices(invocation.settings.cache_dir)
+    rows = [("LAYER", "PRESENT", "SIZE", "SPANS", "LAST USED", "")]
+    for device in devices:
+        when = dt.datetime.fromtimestamp(device.last_used_ns / 1e9, tz=dt.UTC).astimezone()
+        rows.append(
+            (
+                device.blob or f"(damaged) {device.key}",
+                size_text(device.present),
+                size_text(device.size),
+                f"{device.present_spans}/{device.spans}",
+                when.strftime("%Y-%m-%d %H:%M") if device.last_used_ns else "never",
+                "in use" if device.in_use else "",
+            )
+        )
+    invocation.output.result([device.to_json() for device in devices], table(rows) if devices else "")
+    return 0
+
+
+@cache.command("du", epilog=EXIT_STATUS)
+@command
+def du(invocation: Invocation) -> int:
+    """Say how much the cache takes, and how much it may."""
+    from veneer.store.maintenance import usage
+
+    used, quota = usage(invocation.settings.cache_dir), invocation.settings.cache_quota
+    text = table(
+        [
+            ("layers", f"{size_text(used.bytes)} of {size_text(quota)}, {used.devices} layers"),
+            ("indexes", size_text(used.metadata_bytes)),
+        ]
+    )
+    invocation.output.result(used.to_json() | {"quota": quota}, text)
+    return 0
+
+
+@cache.command("gc", epilog=EXIT_STATUS)
+@command
+def gc(invocation: Invocation) -> int:
+    """Evict what was not used for longest, down to the quota (--cache-quota)."""
+    from veneer.store.maintenance import collect
+
+    freed = collect(invocation.settings.cache_dir, invocation.settings.cache_quota)
+    invocation.output.result({"bytes": freed}, f"freed {size_text(freed)}")
+    return 0
+
+
+@cache.command("check", epilog=EXIT_STATUS)
+@command
+def check(invocation: Invocation) -> int:
+    """Verify every cached span again and drop what is damaged; it is fetched again when it is read."""
+    from veneer.store.maintenance import check as check_all
+
+    with invocation.output.reporting() as report:
+        checked = check_all(invocation.settings.cache_dir, report)
+    text = f"{checked.spans} spans, {size_text(checked.bytes)} are right"
+    if checked.damaged or checked.discarded:
+        text += f"; dropped {checked.damaged} damaged spans and {checked.discarded} layers with damaged maps"
+    invocation.output.result(checked.to_json(), text)
+    return 0
+
+
+@cache.command("clear", epilog=EXIT_STATUS)
+@command
+def clear(invocation: Invocation) -> int:
+    """Delete everything that can be fetched again. Writable layers stay."""
+    from veneer.store.maintenance import clear as clear_all
+
+    cleared = clear_all(invocation.settings.cache_dir)
+    text = f"freed {size_text(cleared.bytes)}: {cleared.removed} layers removed"
+    if cleared.emptied:
+        text += f", {cleared.emptied} in use emptied"
+    invocation.output.result(cleared.to_json(), text)
+    return 0

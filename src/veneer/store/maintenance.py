@@ -1,0 +1,221 @@
+"""Look after the device cache of a machine, whether or not something is mounted.
+
+Everything here goes through the same maps and locks as live mounts do, so that nothing it does can give a mount
+a wrong byte: a span that is taken away is a miss there, and fetched again.
+
+Not for: the small blobs of images (:mod:`veneer.formats.local`), which :func:`clear` merely deletes, and
+writable layers, which are no cache.
+
+All functions raise CacheError when the cache directory cannot be used.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from veneer.errors import CacheError
+from veneer.events import Notice, Progress, Reporter, silent
+from veneer.store.cache import DeviceCache
+from veneer.store.devicefile import DeviceFile, is_in_use
+from veneer.store.presence import MapMismatch
+
+__all__ = ["Checked", "Cleared", "DeviceInfo", "Usage", "check", "clear", "collect", "list_devices", "usage"]
+
+#: Verified copies of manifests, configs, indexes and their sections: safe to delete at any time.
+_METADATA = ("blobs", "sections")
+#: Spans verified between two reports.
+_CHECK_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device of the cache.
+
+    Args:
+        key: names it.
+        blob: digest of the layer.
+        form: ``plain`` or ``stored``; "" when its map is damaged.
+        size: bytes when complete.
+        present: bytes on disk.
+        spans: in all.
+        present_spans: on disk.
+        last_used_ns: when a span of it was last used, since the epoch; 0 if never.
+        in_use: whether a process has it open.
+    """
+
+    key: str
+    blob: str
+    form: str
+    size: int
+    present: int
+    spans: int
+    present_spans: int
+    last_used_ns: int
+    in_use: bool
+
+    def to_json(self) -> dict[str, str | int | bool]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes that the cache takes: of devices, within a quota, and of the small blobs that describe images."""
+
+    devices: int
+    bytes: int
+    metadata_bytes: int
+
+    def to_json(self) -> dict[str, int]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Checked:
+    """What :func:`check` did. ``damaged`` and ``discarded`` are gone from the cache, and no loss."""
+
+    spans: int = 0
+    bytes: int = 0
+    damaged: int = 0
+    discarded: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Cleared:
+    """What :func:`clear` did: devices deleted, devices in use that were emptied, and bytes freed."""
+
+    removed: int = 0
+    emptied: int = 0
+    bytes: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def list_devices(cache_dir: Path) -> list[DeviceInfo]:
+    """Every device, most recently used first."""
+    with _opened(cache_dir) as cache:
+        return sorted(
+            (info for path in cache.paths() if (info := _describe(cache, path))),
+            key=lambda info: info.last_used_ns,
+            reverse=True,
+        )
+
+
+def usage(cache_dir: Path) -> Usage:
+    """How much there is."""
+    with _opened(cache_dir) as cache:
+        return Usage(len(cache.paths()), cache.count(), sum(map(_tree_size, _metadata(cache_dir))))
+
+
+def collect(cache_dir: Path, quota: int) -> int:
+    """Evict what was not used for longest until at most ``quota`` bytes are left. Returns the bytes freed.
+
+    Also removes what a crash left behind.
+    """
+    with _opened(cache_dir) as cache:
+        return cache.collect(quota)
+
+
+def check(cache_dir: Path, report: Reporter = silent) -> Checked:
+    """Hash every span on disk again and drop what is not what it was when it was verified."""
+    checked = Checked()
+    with _opened(cache_dir) as cache:
+        for path in cache.paths():
+            try:
+                with cache.visit(path) as file:
+                    _check_device(cache, file, checked, report)
+            except FileNotFoundError:
+                continue
+            except MapMismatch as error:
+                report(Notice(f"device {path.name}: {error}"))
+                checked.discarded += cache.remove(path)
+    return checked
+
+
+def _check_device(cache: DeviceCache, file: DeviceFile, checked: Checked, report: Reporter) -> None:
+    name = file.directory.name
+    numbers = file.map.on_disk()
+    sizes = [file.map.lengths[number] for number in numbers]
+    total, done = sum(sizes), 0
+    for first in range(0, len(numbers), _CHECK_BATCH):
+        past = first + _CHECK_BATCH
+        result = cache.verify(file, numbers[first:past])
+        size = sum(sizes[first:past])
+        done += size
+        checked.spans += result.right
+        checked.bytes += size - result.freed
+        checked.damaged += len(result.dropped)
+        if result.dropped:
+            report(Notice(f"device {name}: dropped damaged spans {result.dropped}"))
+        report(Progress("check", name[:12], done, total))
+
+
+def clear(cache_dir: Path) -> Cleared:
+    """Delete every device that nobody has open, empty those that somebody has, and delete the metadata.
+
+    Mounts go on: they fetch again what they read.
+    """
+    cleared = Cleared()
+    with _opened(cache_dir) as cache:
+        before = cache.count()
+        for path in cache.paths():
+            if cache.remove(path):
+                cleared.removed += 1
+            else:
+                cleared.emptied += 1
+        cache.collect(0)
+        cleared.bytes = max(0, before - cache.count())
+    for directory in _metadata(cache_dir):
+        shutil.rmtree(directory, ignore_errors=True)
+    return cleared
+
+
+@contextmanager
+def _opened(cache_dir: Path) -> Iterator[DeviceCache]:
+    cache = DeviceCache(cache_dir, 0)
+    try:
+        yield cache
+    except OSError as error:
+        raise CacheError(f"the cache in {cache_dir} cannot be read or changed: {error}") from error
+    finally:
+        cache.close()
+
+
+def _describe(cache: DeviceCache, path: Path) -> DeviceInfo | None:
+    in_use = is_in_use(path)
+    try:
+        with cache.visit(path) as file:
+            held = list(file.held())
+            size = sum(file.map.lengths)
+            used = max((used for _, used, _ in held), default=0)
+            present = file.map.present_bytes
+            return DeviceInfo(
+                path.name, file.map.blob, file.map.form, size, present, file.map.count, len(held), used, in_use
+            )
+    except FileNotFoundError:
+        return None
+    except MapMismatch:
+        return DeviceInfo(path.name, "", "", 0, 0, 0, 0, 0, in_use)
+
+
+def _metadata(cache_dir: Path) -> list[Path]:
+    return [cache_dir / name for name in _METADATA]
+
+
+def _tree_size(directory: Path) -> int:
+    total = 0
+    for path in directory.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
