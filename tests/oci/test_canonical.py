@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.oci.strategies import json_values
 
 from veneer.errors import IntegrityError
-from veneer.oci.canonical import MAX_JSON_DEPTH, canonical_json, parse_json
+from veneer.oci.canonical import MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, canonical_json, parse_json
 
 LIMIT = 1 << 20
 
@@ -36,9 +36,10 @@ def test_written_bytes_are_compact_utf8_in_the_order_given() -> None:
         (b'"\\ud800"', "not valid JSON"),
         (b'{"\\uDFFF": 0}', "not valid JSON"),
         (b"[" * (MAX_JSON_DEPTH + 2) + b"]" * (MAX_JSON_DEPTH + 2), "nested too deeply"),
-        (b"[" * 500_000, "nested too deeply"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000 + b"0" + b"}" * 100_000, "nested too deeply"),
         (b" " * (LIMIT + 1), "more than"),
+        (b"[" + b"{}," * MAX_JSON_CONTAINERS + b"{}]", "objects and lists"),
     ],
     ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else "",
 )
@@ -52,6 +53,8 @@ def test_what_is_allowed_at_the_limits() -> None:
     assert parse_json(b"9223372036854775807", "document", limit=19) == (1 << 63) - 1
     deep = b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH
     assert parse_json(deep, "document", limit=LIMIT) == json.loads(deep)
+    wide = b"[" + b"{}," * (MAX_JSON_CONTAINERS - 2) + b"{}]"
+    assert parse_json(wide, "document", limit=LIMIT) == [{}] * (MAX_JSON_CONTAINERS - 1)
 
 
 @settings(deadline=None)

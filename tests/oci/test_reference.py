@@ -158,6 +158,9 @@ def test_existing_directory_wins_over_a_tag(tmp_path: Path) -> None:
     assert parse_reference(text) == LayoutReference(directory, "")
     assert parse_reference(f"{text}:v2") == LayoutReference(directory, "v2")
     assert parse_reference(f"{text}@{DIGEST}") == LayoutReference(directory, "", DIGEST)
+    odd = tmp_path / f"images@{DIGEST}"
+    odd.mkdir()
+    assert parse_reference(f"oci:{odd}") == LayoutReference(odd, "")
 
 
 @pytest.mark.parametrize(

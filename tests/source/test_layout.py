@@ -144,6 +144,8 @@ async def test_a_tag_of_two_manifests_is_refused(layout: OCILayout, path: Path) 
     with pytest.raises(IntegrityError, match="2 manifests"):
         await layout.resolve("v1")
     assert await layout.resolve(str(one.digest)) == one
+    await push_image(layout, "v1", b"one")
+    assert await layout.resolve("v1") == one
 
 
 async def test_a_tag_that_looks_like_a_digest_is_no_digest(layout: OCILayout, path: Path) -> None:
@@ -185,6 +187,19 @@ async def test_what_others_wrote_into_the_index_stays(layout: OCILayout, path: P
     assert document["x-top"] is True
     untagged = strange | {"annotations": {"org.example": "kept"}}
     assert document["manifests"] == [untagged, image.to_json() | {"annotations": {REF_NAME: "v1"}}]
+
+
+async def test_an_entry_that_gets_a_tag_keeps_what_it_says(layout: OCILayout, path: Path) -> None:
+    image, data = await push_image(OCILayout(path.parent / "other", create=True))
+    await push(layout, b"x")
+    described_well = image.to_json() | {
+        "platform": {"architecture": "amd64", "os": "linux", "os.features": ["a"]},
+        "annotations": {"org.example": "kept"},
+    }
+    edit_index(path, described_well)
+    await layout.push_manifest(data, OCI_MANIFEST, "v1")
+    described_well["annotations"] = {"org.example": "kept", REF_NAME: "v1"}
+    assert index_of(path)["manifests"] == [described_well]
 
 
 async def test_the_former_image_of_a_tag_stays_listed(layout: OCILayout, path: Path) -> None:

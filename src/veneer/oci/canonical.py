@@ -15,13 +15,15 @@ from collections.abc import Iterable
 
 from veneer.errors import IntegrityError
 
-__all__ = ["MAX_JSON_DEPTH", "Json", "canonical_json", "parse_json"]
+__all__ = ["MAX_JSON_CONTAINERS", "MAX_JSON_DEPTH", "Json", "canonical_json", "parse_json"]
 
 #: A decoded JSON value.
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 #: Manifests nest 5 deep and configs 4; more has no meaning that anything here reads.
 MAX_JSON_DEPTH = 64
+#: 4 MiB of ``{},{},`` would be 100 MiB of objects; the fullest index (10,000 entries) has some 40,000.
+MAX_JSON_CONTAINERS = 200_000
 #: The longest integer is a size below 2^63 with its sign.
 _MAX_INT_DIGITS = 20
 #: Only escapes can bring a surrogate into text that was decoded from UTF-8.
@@ -37,6 +39,8 @@ def parse_json(data: bytes, what: str, *, limit: int) -> Json:
     """Decode one document of at most ``limit`` bytes; ``what`` names it in the :class:`IntegrityError`."""
     if len(data) > limit:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than the {limit} allowed")
+    if data.count(b"{") + data.count(b"[") > MAX_JSON_CONTAINERS:
+        raise IntegrityError(f"{what} has more than {MAX_JSON_CONTAINERS} objects and lists")
     try:
         value: Json = json.loads(
             data.decode(),
