@@ -55,7 +55,10 @@ def redirect_target(url: str, location: str, what: str) -> str:
 
     Refused: no location, a scheme other than http(s), a user or password in it, and going from https to http.
     """
-    target = urljoin(url, location) if location and len(location) <= _MAX_URL else ""
+    try:
+        target = urljoin(url, location) if location and len(location) <= _MAX_URL else ""
+    except ValueError:  # half an IPv6 address
+        target = ""
     parts = _split(target)
     if parts is None or _UNSAFE.search(target) or parts.username is not None or parts.password is not None:
         raise RegistryError(f"{what}: {origin_of(url).host} sent an unusable Location")

@@ -1,0 +1,43 @@
+"""A registry that misbehaves on demand, and a client for it."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio.testing
+from tests.registry.servers import repository_at
+from tests.transport.settings import settings_in
+
+from veneer.registry.client import RegistryRepository
+from veneer.settings import Settings
+from veneer.testing.registry import ScriptedRegistry, scripted_registry
+from veneer.transport import Transport
+
+
+@pytest.fixture
+def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """A clock that jumps when nothing moves; sockets and files get a moment to deliver."""
+    autojump_clock.autojump_threshold = 0.02
+    return autojump_clock
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path)
+
+
+@pytest.fixture
+async def transport(settings: Settings) -> AsyncIterator[Transport]:
+    async with Transport(settings) as transport:
+        yield transport
+
+
+@pytest.fixture
+async def registry(tmp_path: Path) -> AsyncIterator[ScriptedRegistry]:
+    async with scripted_registry(tmp_path / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def repository(registry: ScriptedRegistry, transport: Transport, settings: Settings) -> RegistryRepository:
+    return repository_at(registry.host, "team/app", transport, settings)
