@@ -1,5 +1,6 @@
 """Random layers for tests: nodes linked by name, and how they become the columns of a LayerTree."""
 
+import hashlib
 import stat
 from array import array
 from dataclasses import dataclass, field
@@ -7,7 +8,11 @@ from dataclasses import dataclass, field
 import msgpack
 from hypothesis import strategies as st
 
-from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, Codec, LayerTree, SpanTable, Xattrs
+from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, Codec, LayerIndex, LayerTree, SpanTable, Xattrs
+from veneer.index.wire import decode_spans, encode_spans
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
+from veneer.oci.mediatypes import OCI_LAYER_ZSTD
 
 BLOCK = 512
 MAX_INT = (1 << 63) - 1
@@ -230,3 +235,19 @@ def _mutate_bytes(value: bytes, data: st.DataObject) -> bytes:
     start = data.draw(st.integers(0, len(value)))
     end = data.draw(st.integers(start, min(start + 4, len(value))))
     return value[:start] + data.draw(st.binary(max_size=4)) + value[end:]
+
+
+def layer_of(tree: LayerTree, name: bytes = b"layer") -> LayerIndex:
+    """The tree over a device of spans of 64 MiB whose stored bytes nobody will ask for."""
+    step, size = 64 << 20, device_size(tree)
+    starts = array("q", [*range(0, size, step), size])
+    count = len(starts) - 1
+    spans = SpanTable(
+        starts,
+        array("q", range(count)),
+        array("q", [1] * count),
+        hashlib.sha256(name).digest() * count,
+        (Codec("zstd"),) if count else (),
+    )
+    blob, diff_id = Descriptor(OCI_LAYER_ZSTD, Digest.of(name), count), Digest.of(b"device of " + name)
+    return LayerIndex(tree, decode_spans(encode_spans(blob, diff_id, spans)))
