@@ -12,6 +12,7 @@ from typing import NamedTuple
 import zstandard
 
 from veneer.convert.cut import SpanCutter
+from veneer.errors import IntegrityError
 from veneer.index.build import TreeBuilder
 from veneer.index.model import Codec, LayerTree, SpanTable
 from veneer.index.tar import TarEntry, TarParser
@@ -76,13 +77,13 @@ class LayerReader:
             self._hasher.update(piece)
             self._buffer += piece
             total += len(piece)
-            spans = self._take(self._cutter.advance(self._read(self._parser.feed(piece)), total))
+            spans = self._take(self._cutter.advance(self._entries(piece), total))
             batch += spans
             size += sum(map(len, spans))
             if size >= BATCH_SIZE:
                 yield batch
                 batch, size = [], 0
-        cuts = self._cutter.advance(self._read(self._parser.finish()), total)
+        cuts = self._cutter.advance(self._entries(None), total)
         batch += self._take([*cuts, *self._cutter.finish(total)])
         if batch:
             yield batch
@@ -90,11 +91,19 @@ class LayerReader:
     def finish(self) -> tuple[LayerTree, dict[str, int]]:
         """The tree and what it does not hold, once all batches have been taken. Checks the diffID."""
         self._diff_id.check_hash(self._hasher, f"{self._what}: uncompressed bytes (diffID)")
-        return self._builder.finish(), dict(self._builder.dropped)
+        try:
+            return self._builder.finish(), dict(self._builder.dropped)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self._what}: {error.message}") from error
 
-    def _read(self, entries: list[TarEntry]) -> list[TarEntry]:
-        for entry in entries:
-            self._builder.add(entry)
+    def _entries(self, piece: bytes | None) -> list[TarEntry]:
+        """The entries that the next piece, or with None the end of the stream, completes."""
+        try:
+            entries = self._parser.finish() if piece is None else self._parser.feed(piece)
+            for entry in entries:
+                self._builder.add(entry)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self._what}: {error.message}") from error
         return entries
 
     def _take(self, cuts: Sequence[int]) -> Frames:

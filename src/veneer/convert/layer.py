@@ -132,16 +132,17 @@ class _Pipeline:
                 self._capacity.batches.release()
 
     async def _run(self) -> StoredLayer:
-        blob, spans = self._job.create(), SpanRecorder()
-        async with open_nursery() as nursery:
-            chunk_sender, self._chunks = trio.open_memory_channel[bytes](_CHUNKS_AHEAD)
-            self._ordered, ordered = trio.open_memory_channel[_Batch](math.inf)  # bounded by the budget
-            nursery.start_soon(self._fetch, chunk_sender)
-            nursery.start_soon(self._write, ordered, blob, spans)
-            self._nursery = nursery
-            tree, dropped = await trio.to_thread.run_sync(self._read)
-            await self._ordered.aclose()
-        return await trio.to_thread.run_sync(self._commit, blob, spans, tree, dropped)
+        spans = SpanRecorder()
+        with self._job.create() as blob:
+            async with open_nursery() as nursery:
+                chunk_sender, self._chunks = trio.open_memory_channel[bytes](_CHUNKS_AHEAD)
+                self._ordered, ordered = trio.open_memory_channel[_Batch](math.inf)  # the budget bounds it
+                nursery.start_soon(self._fetch, chunk_sender)
+                nursery.start_soon(self._write, ordered, blob, spans)
+                self._nursery = nursery
+                tree, dropped = await trio.to_thread.run_sync(self._read)
+                await self._ordered.aclose()
+            return await trio.to_thread.run_sync(self._commit, blob, spans, tree, dropped)
 
     def _commit(
         self, blob: BlobFile, spans: SpanRecorder, tree: LayerTree, dropped: dict[str, int]
@@ -149,7 +150,7 @@ class _Pipeline:
         table = spans.table()
         if not len(table):
             blob.append(EMPTY_FRAME)
-        descriptor = blob.close()
+        descriptor = blob.descriptor()
         return self._job.commit(descriptor, encode_spans(descriptor, self._task.diff_id, table), tree, dropped)
 
     async def _fetch(self, chunks: trio.MemorySendChannel[bytes]) -> None:

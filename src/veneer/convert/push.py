@@ -58,18 +58,18 @@ class Pusher:
             return
         await trio.to_thread.run_sync(lambda: self._directory.mkdir(parents=True, exist_ok=True))
         with tempfile.TemporaryDirectory(prefix="copy-", dir=self._directory) as directory:
-            blob = BlobFile(Path(directory) / "blob", descriptor.media_type, descriptor.digest.algorithm)
-            source = self._origin.blob(descriptor)
-            async with source.stream() as chunks:
-                async for chunk in chunks:
-                    await trio.to_thread.run_sync(blob.append, chunk)
-            copied = blob.close()
+            source, path = self._origin.blob(descriptor), Path(directory) / "blob"
+            with BlobFile(path, descriptor.media_type, descriptor.digest.algorithm) as blob:
+                async with source.stream() as chunks:
+                    async for chunk in chunks:
+                        await trio.to_thread.run_sync(blob.append, chunk)
+                copied = blob.descriptor()
             if (copied.digest, copied.size) != (descriptor.digest, descriptor.size):
                 raise IntegrityError(
                     f"{source.name}: expected {descriptor.digest} of {descriptor.size} bytes, "
                     f"got {copied.digest} of {copied.size} bytes"
                 )
-            await self.file(descriptor, blob.path)
+            await self.file(descriptor, path)
 
     async def artifact(self, index: Descriptor, subject: Descriptor) -> None:
         """Push the small manifest that makes the index a referrer of the image.

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import trio
 
@@ -82,7 +83,7 @@ class WorkDirectory:
 
 
 class BlobFile:
-    """A blob being written: appended, hashed and counted. For one thread at a time."""
+    """A blob being written: appended, hashed and counted. ``with`` closes it. For one thread at a time."""
 
     def __init__(self, path: Path, media_type: str, algorithm: str = "sha256") -> None:
         self._media_type = media_type
@@ -104,9 +105,14 @@ class BlobFile:
         self._size += len(data)
         return start
 
-    def close(self) -> Descriptor:
-        """Close the file and say what it holds."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
         self._file.close()
+
+    def descriptor(self) -> Descriptor:
+        """What the file holds so far; all of it can be read."""
         return Descriptor(self._media_type, Digest(self._algorithm, self._hasher.hexdigest()), self._size)
 
 
