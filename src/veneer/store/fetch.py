@@ -185,14 +185,15 @@ class FetchQueue:
         await trio.lowlevel.checkpoint()
         if self._queued and trio.current_time() < self._not_before:
             await trio.sleep_until(self._not_before)
+        while trio.current_time() >= self._not_before and (jobs := self._next_range()):
+            self._active += 1
+            self._nursery.start_soon(self._fetch, jobs)
+            # The scheduler starts tasks in any order: this way the most urgent request is the first to be sent.
+            await trio.lowlevel.checkpoint()
         self._pumping = False
         if self._queued and trio.current_time() < self._not_before:
             # Another request failed meanwhile.
             self._schedule()
-            return
-        while jobs := self._next_range():
-            self._active += 1
-            self._nursery.start_soon(self._fetch, jobs)
 
     def _next_range(self) -> list[SpanJob]:
         """Take the most urgent job off the queue, with those neighbours that go into the same request."""
