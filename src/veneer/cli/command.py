@@ -100,17 +100,21 @@ def command(
             code = 128 + signal.SIGPIPE
         sys.exit(code or 0)
 
+    own = {flag for parameter in getattr(function, "__click_params__", ()) for flag in parameter.opts}
     decorated: Callable[P, None] = wrapper
-    for option in reversed(_COMMON.values()):
-        decorated = option(decorated)
+    for name, option in reversed(_COMMON.items()):
+        # Whoever knows docker run means a volume by -v.
+        decorated = (_LONG_VERBOSE if name == "verbose" and "-v" in own else option)(decorated)
     return decorated
 
 
 _PATH = click.Path(path_type=Path)
+_VERBOSE_HELP = "Log what happens; twice: with tracebacks."
+_LONG_VERBOSE = click.option("--verbose", count=True, help=_VERBOSE_HELP)
 _COMMON: dict[str, Callable[[Callable[..., None]], Callable[..., None]]] = {
     "json": click.option("--json", is_flag=True, help="Print JSON; errors too, as one line."),
     "quiet": click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
-    "verbose": click.option("-v", "--verbose", count=True, help="Log what happens; twice: with tracebacks."),
+    "verbose": click.option("-v", "--verbose", count=True, help=_VERBOSE_HELP),
     "no_progress": click.option("--no-progress", is_flag=True, help="No progress display."),
     "platform": click.option("--platform", metavar="OS/ARCH", help="Which image of a multi-platform one."),
     "authfile": click.option("--authfile", type=_PATH, help="Registry credentials (auth.json)."),

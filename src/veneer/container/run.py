@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import trio
@@ -84,6 +84,20 @@ class RunResult:
     transport: TransportStats
     store: StoreStats
     fuse: FuseStats
+
+    @property
+    def requests(self) -> int:
+        """Requests over the network, or of data when the image is an OCI layout on this machine."""
+        return self.transport.requests or self.store.requests
+
+    @property
+    def bytes_fetched(self) -> int:
+        """What they brought."""
+        return self.transport.bytes_received or self.store.bytes_fetched
+
+    def to_json(self) -> dict[str, object]:
+        """The facts by name."""
+        return asdict(self) | {"requests": self.requests, "bytes_fetched": self.bytes_fetched}
 
 
 async def run_image(request: RunRequest, settings: Settings, *, report: Reporter = silent) -> RunResult:

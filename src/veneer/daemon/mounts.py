@@ -9,6 +9,7 @@ import trio
 
 from veneer.container.runtime import delete_container
 from veneer.daemon.control import ask
+from veneer.daemon.report import MountReport
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.state import MountRecord, detach, directory_of, mount_records, release, sweep
@@ -23,22 +24,39 @@ STATUS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class MountStatus:
-    """One live mount: its record, and what its process says (None when it does not answer in time)."""
+    """One live mount: its record, and what its process says.
+
+    ``report`` is None when the process does not answer in time, and for the root of a container.
+    """
 
     record: MountRecord
-    answer: dict[str, object] | None
+    report: MountReport | None
+
+    def to_json(self) -> dict[str, object]:
+        """The mount for ``veneer status --json``."""
+        record = self.record
+        return {
+            "id": record.id,
+            "kind": record.kind,
+            "image": record.image,
+            "mountpoint": os.fspath(record.mountpoint),
+            "pid": record.process.pid,
+            "since": record.since,
+            "report": self.report and self.report.to_json(),
+        }
 
 
 async def list_mounts(run_dir: Path) -> list[MountStatus]:
     """Every live mount with its counters, oldest first. Cleans up after dead ones before."""
     await clean_stale(run_dir)
     records = await trio.to_thread.run_sync(mount_records, run_dir)
-    answers: dict[str, dict[str, object]] = {}
+    reports: dict[str, MountReport] = {}
 
     async def inquire(record: MountRecord) -> None:
         try:
             with trio.move_on_after(STATUS_TIMEOUT_S):
-                answers[record.id] = await ask(directory_of(run_dir, record.id), "status")
+                answer = await ask(directory_of(run_dir, record.id), "status")
+                reports[record.id] = MountReport.from_json(answer)
         except MountError:
             return  # the listing says that it does not answer
 
@@ -46,7 +64,7 @@ async def list_mounts(run_dir: Path) -> list[MountStatus]:
         for record in records:
             if record.kind == "mount":
                 nursery.start_soon(inquire, record)
-    return [MountStatus(record, answers.get(record.id)) for record in records]
+    return [MountStatus(record, reports.get(record.id)) for record in records]
 
 
 async def umount(

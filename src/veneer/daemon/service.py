@@ -16,6 +16,7 @@ import trio
 
 from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.mountpoint import prepare_mountpoint
+from veneer.daemon.report import LayerReport, MountReport
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
@@ -114,7 +115,7 @@ class _Service:
         """The operations of the control socket."""
 
         async def status(_request: dict[str, object]) -> dict[str, object]:
-            return self._status()
+            return self._report().to_json()
 
         async def stop(request: dict[str, object]) -> dict[str, object]:
             lazy = request.get("lazy") is True
@@ -124,40 +125,33 @@ class _Service:
 
         return {"status": status, "stop": stop}
 
-    def _status(self) -> dict[str, object]:
-        record, index = self._record, self._image.index
-        layers = [
-            {
-                "digest": str(attached.device.blob.digest),
-                "size": attached.size,
-                "cached": 0 if attached.file is None else attached.file.map.present_bytes,
-                "spans": len(attached.spans),
-            }
+    def _report(self) -> MountReport:
+        image, transport = self._image, self._image.transport_stats
+        layers = tuple(
+            LayerReport(
+                digest=str(attached.device.blob.digest),
+                size=attached.size,
+                cached=0 if attached.file is None else attached.file.map.present_bytes,
+                spans=len(attached.spans),
+            )
             for attached in self._attached
-        ]
-        transport = self._image.transport_stats
-        return {
-            "type": "status",
-            "id": record.id,
-            "image": record.image,
-            "digest": str(self._image.manifest.digest),
-            "mountpoint": os.fspath(record.mountpoint),
-            "pid": record.process.pid,
-            "since": record.since,
-            "uptime_s": round(time.time() - record.since, 1),
-            "backend": "fuse",
-            "writable": record.upper is not None,
-            "index_origin": self._image.index_origin,
-            "inodes": sum(1 for links in index.nlink if links),
-            "layers": layers,
-            "store": self._store.stats.to_json(),
-            "fuse": self.operations.stats.to_json(),
-            "transport": {
+        )
+        return MountReport(
+            digest=str(image.manifest.digest),
+            backend="fuse",
+            index_origin=image.index_origin,
+            writable=self._record.upper is not None,
+            uptime_s=round(time.time() - self._record.since, 1),
+            inodes=sum(1 for links in image.index.nlink if links),
+            layers=layers,
+            store=self._store.stats.to_json(),
+            fuse=self.operations.stats.to_json(),
+            transport={
                 "requests": transport.requests,
                 "bytes_received": transport.bytes_received,
                 "retries": transport.retries,
             },
-        }
+        )
 
 
 def _claim(request: MountRequest) -> MountRecord:

@@ -24,11 +24,12 @@ import trio
 
 from veneer.errors import MountError, VeneerError
 from veneer.mount import kernel
+from veneer.mount.access import check_fuse, fuse_options, others_allowed
 from veneer.mount.fuse import TreeOperations
 from veneer.mount.overlay import Upper, discard, mount_overlay, prepare_upper
 from veneer.mount.users import users_of
 
-__all__ = ["MountSession", "fuse_options", "mounted"]
+__all__ = ["MountSession", "mounted"]
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ D = TypeVar("D")
 #: Requests served at once. Cold reads wait for the network here, and one more request than this would make
 #: a look-up wait behind them; each costs one coroutine and a few touched pages of its buffer.
 MAX_TASKS = 512
-FUSE_CONF = Path("/etc/fuse.conf")
-FUSE_DEVICE = Path("/dev/fuse")
 
 
 class MountSession:
@@ -132,44 +131,6 @@ async def mounted(
 async def _serve(session: MountSession) -> None:
     await pyfuse3.main(max_tasks=MAX_TASKS)
     session.ended.set()
-
-
-def fuse_options(*, root: bool, allow_other: bool) -> set[str]:
-    """Mount options: permissions are checked by the kernel, from the attributes in the image."""
-    options = {f"fsname={kernel.SOURCE}", "subtype=veneer", "ro", "default_permissions"}
-    if root:
-        # libfuse masks set-user-ID and device nodes unless told otherwise; a container's root needs them,
-        # and the image's metadata policy has decided already which device nodes there are.
-        options |= {"suid", "dev"}
-    if allow_other:
-        options.add("allow_other")
-    return options
-
-
-def others_allowed() -> bool:
-    """Whether other users may see a FUSE mount of this user."""
-    if os.geteuid() == 0:
-        return True
-    try:
-        lines = FUSE_CONF.read_text().splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)
-
-
-def check_fuse() -> None:
-    """Raise MountError unless this user can open the FUSE device."""
-    try:
-        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        raise MountError(
-            f"{FUSE_DEVICE} does not exist",
-            hint="load the fuse module, or pass --device /dev/fuse to the container",
-        ) from error
-    except OSError as error:
-        raise MountError(
-            f"cannot open {FUSE_DEVICE}: {error.strerror}", hint=f"as root: chmod 0666 {FUSE_DEVICE}"
-        ) from error
 
 
 def _initialise(operations: TreeOperations[D], target: Path) -> None:

@@ -1,0 +1,55 @@
+"""``veneer run``: a command in a container on a lazily mounted image."""
+
+import json
+import sys
+from typing import Unpack
+
+import click
+
+from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.container import ContainerArguments, container_options, options_of
+from veneer.cli.render import size_text
+
+__all__ = ["run"]
+
+_EXIT_STATUS = EXIT_STATUS.replace("0 success", "that of the command; before it runs:\n ", 1)
+
+
+@click.command(epilog=_EXIT_STATUS)
+@command
+@click.argument("image")
+@container_options
+@click.option("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
+@click.option("--timing", is_flag=True, help="Report times, requests and bytes at the end.")
+def run(
+    invocation: Invocation,
+    image: str,
+    runtime: str | None,
+    timing: bool,
+    **options: Unpack[ContainerArguments],
+) -> int:
+    """Run a command in a container on IMAGE; what it writes is thrown away.
+
+    The command comes after two dashes: veneer run -e A=b IMAGE -- ls -l
+    """
+    from veneer.container.run import RunRequest, RunResult, run_image
+    from veneer.daemon.mounts import clean_stale
+
+    settings, output = invocation.settings, invocation.output
+    request = RunRequest(image, options_of(options), runtime, timing)
+
+    async def work() -> RunResult:
+        await clean_stale(settings.run_dir.absolute())
+        with output.reporting() as report:
+            return await run_image(request, settings, report=report)
+
+    result = invocation.run(work)
+    if timing and output.json:
+        print(json.dumps({"type": "run", **result.to_json()}), file=sys.stderr)  # noqa: T201 - stdout is the command's
+    elif timing:
+        first = "none" if result.first_output_s is None else f"after {result.first_output_s:.2f} s"
+        output.say(
+            f"mounted after {result.mounted_s:.2f} s, first output {first}, "
+            f"ended after {result.total_s:.2f} s; {result.requests} requests, {size_text(result.bytes_fetched)}"
+        )
+    return result.exit_code

@@ -1,0 +1,53 @@
+"""``veneer status``: what is mounted, and what has been fetched of it."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.render import size_text, table
+
+if TYPE_CHECKING:
+    from veneer.daemon.mounts import MountStatus
+
+__all__ = ["status"]
+
+
+@click.command(epilog=EXIT_STATUS)
+@command
+def status(invocation: Invocation) -> int:
+    """Show what is mounted, who serves it, and how much of each layer is in the cache."""
+    from veneer.daemon.mounts import list_mounts
+
+    async def work() -> "list[MountStatus]":
+        return await list_mounts(invocation.settings.run_dir.absolute())
+
+    mounts = invocation.run(work)
+    text = "\n\n".join(map(_describe, mounts)) or "nothing is mounted"
+    invocation.output.result([found.to_json() for found in mounts], text)
+    return 0
+
+
+def _describe(found: "MountStatus") -> str:
+    record = found.record
+    where = f"{record.image} on {record.mountpoint}, served by process {record.process.pid}"
+    if record.kind == "run":
+        return f"{where}, the root of a container"
+    if found.report is None:
+        return f"{where}, which does not answer"
+    report = found.report
+    lines = [f"{where} for {report.uptime_s:.0f} s ({'writable' if report.writable else 'read-only'})"]
+    store, fuse = report.store, report.fuse
+    lines.append(
+        f"  {fuse['reads']} reads, {store['misses']} of them waited, {fuse['failed_reads']} failed; "
+        f"{store['requests']} requests for data, {size_text(store['bytes_fetched'])}"
+    )
+    rows = [
+        (
+            f"  {layer.digest[:19]}",
+            f"{size_text(layer.cached)} of {size_text(layer.size)}",
+            f"{layer.percent:.0f} %",
+        )
+        for layer in report.layers
+    ]
+    return "\n".join([*lines, table(rows)]) if rows else "\n".join(lines)

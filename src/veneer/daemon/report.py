@@ -1,0 +1,62 @@
+"""What the process of a mount tells about itself, as it goes over the control socket."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+__all__ = ["LayerReport", "MountReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer: how many of its ``size`` bytes are in the cache."""
+
+    digest: str
+    size: int
+    cached: int
+    spans: int
+
+    @property
+    def percent(self) -> float:
+        """The part that is in the cache."""
+        return 100 * self.cached / self.size if self.size else 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountReport:
+    """One mount.
+
+    Args:
+        digest: of the image manifest.
+        backend: how it is mounted.
+        index_origin: how the index was found.
+        writable: whether it has a writable layer.
+        uptime_s: seconds since it was asked for.
+        inodes: in the image.
+        layers: lowest first.
+        store: counters of the store.
+        fuse: counters of requests from the kernel.
+        transport: counters of HTTP.
+    """
+
+    digest: str
+    backend: str
+    index_origin: str
+    writable: bool
+    uptime_s: float
+    inodes: int
+    layers: tuple[LayerReport, ...]
+    store: Mapping[str, int]
+    fuse: Mapping[str, int]
+    transport: Mapping[str, int]
+
+    def to_json(self) -> dict[str, object]:
+        """The facts by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, object]) -> "MountReport":
+        """Read what :meth:`to_json` wrote."""
+        layers = value["layers"]
+        if not isinstance(layers, list):
+            raise TypeError("not a mount report")
+        return cls(**value | {"layers": tuple(LayerReport(**layer) for layer in layers)})  # type: ignore[arg-type]
