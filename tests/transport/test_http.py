@@ -24,7 +24,7 @@ async def transport(tmp_path: Path) -> AsyncIterator[Transport]:
 @pytest.fixture
 def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
     """A clock that jumps when nothing moves; loopback sockets get a moment to deliver."""
-    autojump_clock.autojump_threshold = 0.02
+    autojump_clock.autojump_threshold = 0.05
     return autojump_clock
 
 

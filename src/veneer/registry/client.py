@@ -4,6 +4,10 @@ Writes are idempotent: what is there is not sent again. Not for: several registr
 that is a source of its own above this one.
 """
 
+from weakref import WeakValueDictionary
+
+import trio
+
 from veneer.events import Progress, Reporter, silent
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -38,6 +42,7 @@ class RegistryRepository:
         self._session = Session(host, repository, transport=transport, keychain=keychain, settings=settings)
         self._manifests = Manifests(self._session)
         self._referrers = Referrers(self._session, self._manifests)
+        self._pushing: WeakValueDictionary[Digest, trio.Lock] = WeakValueDictionary()
 
     @property
     def name(self) -> str:
@@ -72,10 +77,14 @@ class RegistryRepository:
 
     async def push_blob(self, descriptor: Descriptor, body: BlobBody, report: Reporter = silent) -> None:
         """Store a blob (which must match its descriptor). Does nothing when it is there already."""
-        if await has_blob(self._session, descriptor, PUSH):
-            report(Progress("push", descriptor.digest.hex[:12], descriptor.size, descriptor.size))
-        else:
-            await Upload(self._session, descriptor).push(body, report)
+        # One at a time for one blob: the others find it there. Registries on plain file systems also lose
+        # sight of a blob for a moment when it is stored twice, and refuse manifests that name it.
+        lock = self._pushing.setdefault(descriptor.digest, trio.Lock())
+        async with lock:
+            if await has_blob(self._session, descriptor, PUSH):
+                report(Progress("push", descriptor.digest.hex[:12], descriptor.size, descriptor.size))
+            else:
+                await Upload(self._session, descriptor).push(body, report)
 
     async def push_manifest(self, data: bytes, media_type: str, tag: str = "") -> Descriptor:
         """Store a manifest or index under its digest, and under ``tag`` when one is given.
