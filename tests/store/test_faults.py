@@ -134,7 +134,7 @@ async def test_a_dead_source_fails_reads_in_time_is_not_hammered_and_is_used_aga
             await wait_all_tasks_blocked()
             assert store.cached(attached, 60 * KIB, 10) == one.plain[60 * KIB : 60 * KIB + 10]
         assert failed == 40
-        assert trio.current_time() - started == pytest.approx(20, abs=0.1)
+        assert trio.current_time() - started == pytest.approx(20, abs=0.3)
         assert len(source.requests) <= 30, "about one a second"
         assert sum(record.levelno >= logging.WARNING for record in caplog.records) <= 2
         assert attached.queue.jobs == {}
@@ -155,9 +155,9 @@ async def test_a_stalled_request_is_given_up_and_asked_again(
     source = ScriptedSource(one.blob, stall)
     async with open_store(store_settings(tmp_path, deadline_s=5)) as store:
         attached = store.attach(one.device, source)
-        with pytest.raises(Unavailable, match="within 5 s"):
-            await store.read(attached, 0, 10)
+        started = trio.current_time()
         assert await store.read(attached, 0, 10) == one.plain[:10]
+        assert 5 < trio.current_time() - started < 5.5
 
 
 async def test_permanent_errors_end_the_read_at_once_and_are_not_remembered(

@@ -40,6 +40,8 @@ _INLINE = 64 << 10
 _HOP = 1 << 20
 #: Plain bytes kept in memory of what the disk does not hold.
 _MEMORY = 64 << 20
+#: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
+_GRACE_S = 0.25
 #: Longest stretch that one read makes us read ahead.
 _MOST_WINDOW = 32 << 20
 #: Completion reads and hashes so much at a time, and asks for so much ahead.
@@ -246,7 +248,7 @@ class SpanStore:
         for job in jobs:
             job.waiters += 1
         try:
-            with trio.move_on_after(self._deadline_s) as scope:
+            with trio.move_on_after(self._deadline_s + _GRACE_S) as scope:
                 for job in jobs:
                     await job.done.wait()
         finally:
