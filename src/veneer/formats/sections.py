@@ -23,10 +23,10 @@ __all__ = ["MIN_INDEX_SIZE", "SectionCache"]
 
 #: Below this, the additional round trip costs more than the bytes that it saves.
 MIN_INDEX_SIZE = 256 << 10
+#: Fetched with the header: the policy section, which differs from image to image, follows it.
+_SLACK = 256
 #: Known sections up to this size between two missing ones are fetched again rather than asked around.
 _BRIDGE = 32 << 10
-#: Smaller sections are not worth a file.
-_MIN_SECTION_SIZE = 4 << 10
 
 
 class SectionCache:
@@ -47,9 +47,10 @@ class SectionCache:
 
         Raises IntegrityError when the pieces do not make the index.
         """
-        head = await blob.read(0, min(header_length(layers), blob.size))
-        header_digest.check(head, f"index header of {blob.name}")
-        header = parse_header(head)
+        length = header_length(layers)
+        head = await blob.read(0, min(length + _SLACK, blob.size))
+        header_digest.check(head[:length], f"index header of {blob.name}")
+        header = parse_header(head[:length])
         index = bytearray(blob.size)
         index[: len(head)] = head
         missing = await trio.to_thread.run_sync(self._fill, header, index, len(head))
@@ -75,9 +76,9 @@ class SectionCache:
             store = self._of(record.blob)
             for section in _sections(record):
                 end = section.offset + section.stored_length
-                known = None
-                if section.stored_length >= _MIN_SECTION_SIZE and start <= section.offset and end <= len(index):
-                    known = store.load(Digest.from_bytes(section.stored_digest), section.stored_length)
+                if not start < end <= len(index):
+                    continue
+                known = store.load(Digest.from_bytes(section.stored_digest), section.stored_length)
                 if known is None or len(known) != section.stored_length:
                     continue
                 index[section.offset : end] = known
@@ -92,9 +93,8 @@ class SectionCache:
         for record in header.layers:
             store = self._of(record.blob)
             for section in _sections(record):
-                if section.stored_length >= _MIN_SECTION_SIZE:
-                    data = index[section.offset : section.offset + section.stored_length]
-                    store.save(Digest.from_bytes(section.stored_digest), data)
+                data = index[section.offset : section.offset + section.stored_length]
+                store.save(Digest.from_bytes(section.stored_digest), data)
 
 
 def _sections(record: LayerRecord) -> list[SectionRef]:
