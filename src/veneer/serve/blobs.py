@@ -2,6 +2,8 @@
 
 import re
 import secrets
+from collections.abc import Sequence
+from pathlib import Path
 
 from veneer.serve.api import APIError, digest_parameter
 from veneer.serve.message import FileRange, Headers, Piece, Request, Response
@@ -45,26 +47,23 @@ def serve_blob(request: Request, repository: StoredRepository, reference: str) -
     if parts is None:
         return Response(200, (*headers, ("Content-Type", _BLOB_TYPE)), (FileRange(path, 0, total),))
     if len(parts) > 1:
-        boundary = secrets.token_hex(16)
-        kind = f"multipart/byteranges; boundary={boundary}"
-        pieces: list[Piece] = []
-        for part in parts:
-            head = (
-                f"\r\n--{boundary}\r\nContent-Type: {_BLOB_TYPE}\r\nContent-Range: {part.content_range(total)}"
-            )
-            pieces += [f"{head}\r\n\r\n".encode(), _file_range(repository, reference, part)]
-        pieces.append(f"\r\n--{boundary}--\r\n".encode())
-        return Response(206, (*headers, ("Content-Type", kind)), tuple(pieces))
+        return _multipart(headers, path, parts, total)
     content_range = ("Content-Range", parts[0].content_range(total))
-    return Response(
-        206,
-        (*headers, ("Content-Type", _BLOB_TYPE), content_range),
-        (_file_range(repository, reference, parts[0]),),
-    )
+    body = FileRange(path, parts[0].offset, parts[0].length)
+    return Response(206, (*headers, ("Content-Type", _BLOB_TYPE), content_range), (body,))
 
 
-def _file_range(repository: StoredRepository, reference: str, part: ByteRange) -> FileRange:
-    return FileRange(repository.blob_path(digest_parameter(reference)), part.offset, part.length)
+def _multipart(headers: Headers, path: Path, parts: Sequence[ByteRange], total: int) -> Response:
+    """Several ranges as multipart/byteranges (RFC 9110, section 14.6), in the order asked for."""
+    boundary = secrets.token_hex(16)
+    pieces: list[Piece] = []
+    for part in parts:
+        lines = f"--{boundary}", f"Content-Type: {_BLOB_TYPE}", f"Content-Range: {part.content_range(total)}"
+        head = "".join(f"\r\n{line}" for line in lines) + "\r\n\r\n"
+        pieces += [head.encode(), FileRange(path, part.offset, part.length)]
+    pieces.append(f"\r\n--{boundary}--\r\n".encode())
+    kind = f"multipart/byteranges; boundary={boundary}"
+    return Response(206, (*headers, ("Content-Type", kind)), tuple(pieces))
 
 
 class BlobHandlers:

@@ -6,8 +6,9 @@ what it serves can be copied with any tool that knows OCI layouts, and the other
 
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -16,7 +17,7 @@ from veneer.errors import VeneerError
 from veneer.serve.api import APIError, error_response
 from veneer.serve.auth import Access, Authorizer, BasicAuth, TokenAuth
 from veneer.serve.blobs import BlobHandlers
-from veneer.serve.http import HTTPServer, RequestRecord, open_port
+from veneer.serve.http import HTTPServer, RequestRecord, ignore, open_port
 from veneer.serve.manifests import ManifestHandlers
 from veneer.serve.message import Request, Response
 from veneer.serve.storage import Storage
@@ -31,18 +32,42 @@ MAX_RECORDS = 20_000
 GRACE_S = 5.0
 
 _VERSION = (("Docker-Distribution-API-Version", "registry/2.0"),)
-_ROUTES = (
-    ("session", re.compile(r"/v2/(.+)/blobs/uploads/([^/]+)"), ("GET", "PATCH", "PUT", "DELETE")),
-    ("begin", re.compile(r"/v2/(.+)/blobs/uploads/?()"), ("POST",)),
-    ("blob", re.compile(r"/v2/(.+)/blobs/([^/]+)"), ("GET", "HEAD", "DELETE")),
-    ("manifest", re.compile(r"/v2/(.+)/manifests/([^/]+)"), ("GET", "HEAD", "PUT", "DELETE")),
-    ("tags", re.compile(r"/v2/(.+)/tags/list()"), ("GET", "HEAD")),
-    ("referrers", re.compile(r"/v2/(.+)/referrers/([^/]+)"), ("GET", "HEAD")),
-)
 
 
-def _ignore(_record: RequestRecord) -> None:
-    """Nobody watches."""
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One endpoint; the groups of ``path`` are the arguments of ``handler``."""
+
+    path: re.Pattern[str]
+    methods: tuple[str, ...]
+    handler: Callable[..., Awaitable[Response]]
+    uploads: bool = False
+
+    def needs(self, request: Request, name: str) -> list[Access]:
+        """The rights that a request needs; those for pushing include pulling, as clients ask for both."""
+        if self.uploads or request.method == "PUT":
+            needed = [Access(name, "pull"), Access(name, "push")]
+        else:
+            needed = [Access(name, "delete" if request.method == "DELETE" else "pull")]
+        if request.method == "POST" and request.param("mount") and request.param("from") not in ("", name):
+            needed.append(Access(request.param("from"), "pull"))
+        return needed
+
+
+def _routes(blobs: BlobHandlers, manifests: ManifestHandlers) -> tuple[_Route, ...]:
+    """The endpoints; the first whose path fits is meant, and names may contain what looks like another."""
+
+    def route(path: str, methods: str, handler: Callable[..., Awaitable[Response]], **options: bool) -> _Route:
+        return _Route(re.compile(rf"/v2/(?P<name>.+)/{path}"), tuple(methods.split()), handler, **options)
+
+    return (
+        route("blobs/uploads/(?P<identity>[^/]+)", "GET PATCH PUT DELETE", blobs.session, uploads=True),
+        route("blobs/uploads/?", "POST", blobs.begin, uploads=True),
+        route("blobs/(?P<reference>[^/]+)", "GET HEAD DELETE", blobs.blob),
+        route("manifests/(?P<reference>[^/]+)", "GET HEAD PUT DELETE", manifests.manifest),
+        route("tags/list", "GET HEAD", manifests.tags),
+        route("referrers/(?P<subject>[^/]+)", "GET HEAD", manifests.referrers),
+    )
 
 
 class RegistryServer:
@@ -69,6 +94,7 @@ class RegistryServer:
         self._auth = auth
         self._blobs = BlobHandlers(storage)
         self._manifests = ManifestHandlers(storage, page_size)
+        self._routes = _routes(self._blobs, self._manifests)
 
     def record(self, record: RequestRecord) -> None:
         """Keep a request for later questions."""
@@ -103,29 +129,13 @@ class RegistryServer:
             if path == "/v2/_catalog":
                 return await self._manifests.catalog(request)
             return Response(200, (("Content-Type", "application/json"),), (b"{}",))
-        for kind, pattern, methods in _ROUTES:
-            match = pattern.fullmatch(path)
+        for route in self._routes:
+            match = route.path.fullmatch(path)
             if match is not None:
-                _check_method(request, methods)
-                name, rest = match[1], match[2]
-                await self._authorize(request, _needed(request, kind, name))
-                return await self._dispatch(kind, request, name, rest)
+                _check_method(request, route.methods)
+                await self._authorize(request, route.needs(request, match["name"]))
+                return await route.handler(request, **match.groupdict())
         raise APIError("UNSUPPORTED", "no such endpoint", status=404)
-
-    async def _dispatch(self, kind: str, request: Request, name: str, rest: str) -> Response:
-        match kind:
-            case "session":
-                return await self._blobs.session(request, name, rest)
-            case "begin":
-                return await self._blobs.begin(request, name)
-            case "blob":
-                return await self._blobs.blob(request, name, rest)
-            case "manifest":
-                return await self._manifests.manifest(request, name, rest)
-            case "tags":
-                return await self._manifests.tags(request, name)
-            case _:
-                return await self._manifests.referrers(request, name, rest)
 
     async def _authorize(self, request: Request, needed: Sequence[Access]) -> None:
         if self._auth is not None:
@@ -138,17 +148,6 @@ def _check_method(request: Request, methods: Sequence[str]) -> None:
         raise APIError("UNSUPPORTED", f"{request.method} is not possible here", headers=allow)
 
 
-def _needed(request: Request, kind: str, name: str) -> list[Access]:
-    """The rights that a request needs; those for pushing include pulling, as clients ask for both."""
-    if kind in ("session", "begin") or request.method == "PUT":
-        needed = [Access(name, "pull"), Access(name, "push")]
-    else:
-        needed = [Access(name, "delete" if request.method == "DELETE" else "pull")]
-    if kind == "begin" and request.param("mount") and request.param("from") not in ("", name):
-        needed.append(Access(request.param("from"), "pull"))
-    return needed
-
-
 @asynccontextmanager
 async def serve_registry(
     directory: Path,
@@ -159,7 +158,7 @@ async def serve_registry(
     tls: ssl.SSLContext | None = None,
     page_size: int = PAGE_SIZE,
     grace_s: float = GRACE_S,
-    on_response: Callable[[RequestRecord], None] = _ignore,
+    on_response: Callable[[RequestRecord], None] = ignore,
 ) -> AsyncIterator[RegistryServer]:
     """Serve ``directory`` while the block runs; port 0 takes a free one, ``server.host`` tells which.
 
