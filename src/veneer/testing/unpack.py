@@ -105,6 +105,7 @@ def _imply(root: bytes, parts: Sequence[bytes], times: dict[bytes, int]) -> None
         if not _real_directory(full):
             _remove(full)
             os.mkdir(full)
+            os.chown(full, 0, 0)  # a parent with the setgid bit gives its group
             os.chmod(full, 0o755)
             times[relative] = 0
 
