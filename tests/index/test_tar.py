@@ -227,9 +227,15 @@ def test_attributes_as_libarchive_writes_them() -> None:
         (b"LIBARCHIVE.xattr.user.a%20name%25", b"AP8"),
         (b"LIBARCHIVE.xattr.user.both", b"AAAA"),
         (b"SCHILY.xattr.user.both", b"exact"),
+        (b"LIBARCHIVE.xattr.user.c%3Dd", b"AAAA"),
+        (b"SCHILY.xattr.user.c%3Dd", b"as bsdtar does"),
     ]
     entry = parse_one(pax(records) + header(b"x") + END)
-    assert entry.xattrs == {b"user.a name%": b"\x00\xff", b"user.both": b"exact"}
+    assert entry.xattrs == {
+        b"user.a name%": b"\x00\xff",
+        b"user.both": b"exact",
+        b"user.c%3Dd": b"as bsdtar does",
+    }
 
 
 def test_records_overrule_the_header_and_empty_ones_do_not() -> None:

@@ -1,6 +1,7 @@
 """Random images have in them what they promise, and written ones are images."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,12 @@ async def test_a_written_image_is_one(tmp_path: Path, compression: str) -> None:
     layout = OCILayout(tmp_path)
     manifest = Manifest.parse((await layout.manifest("new")).data)
     config = await layout.blob(manifest.config).read(0, manifest.config.size)
-    decode = {"gzip": gzip.decompress, "zstd": zstandard.ZstdDecompressor().decompress, "none": bytes}[
-        compression
-    ]
+    decoders: dict[str, Callable[[bytes], bytes]] = {
+        "gzip": gzip.decompress,
+        "zstd": zstandard.ZstdDecompressor().decompress,
+        "none": bytes,
+    }
+    decode = decoders[compression]
     stored = [await layout.blob(layer).read(0, layer.size) for layer in manifest.layers]
     assert [decode(blob) for blob in stored] == layers
     assert ImageConfig.parse(config).diff_ids == tuple(map(Digest.of, layers))

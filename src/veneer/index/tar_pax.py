@@ -110,14 +110,19 @@ def time_ns(value: bytes) -> int:
 
 
 def xattrs_of(records: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The extended attributes among ``records``. bsdtar writes both spellings; star's is exact and wins."""
+    """The extended attributes among ``records``.
+
+    bsdtar writes each attribute in both spellings. Star's wins, its name taken literally, because that is what
+    containerd reads; libarchive's, percent-encoded, counts where it is alone.
+    """
     found: dict[bytes, bytes] = {}
     for key, value in records.items():
         if key.startswith(_SCHILY):
             found[key[len(_SCHILY) :]] = value
         elif key.startswith(_LIBARCHIVE):
-            name = unquote_to_bytes(key[len(_LIBARCHIVE) :])
-            if _SCHILY + name not in records:
+            encoded = key[len(_LIBARCHIVE) :]
+            name = unquote_to_bytes(encoded)
+            if _SCHILY + name not in records and _SCHILY + encoded not in records:
                 found[name] = _base64(value)
     for name, value in found.items():
         if not 0 < len(name) <= MAX_XATTR_NAME or b"\0" in name:

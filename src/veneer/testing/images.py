@@ -1,8 +1,8 @@
 """Random images for property tests, and images written to OCI layouts.
 
 The layers are legal, and nasty: names in arbitrary bytes, everything that can change type from one layer to the
-next, whiteouts beside entries of the same name, hard links whose first name is replaced, files of gigabytes that
-are nearly all holes, every header format.
+next, whiteouts beside entries of the same name, hard links whose first name is replaced, files of gigabytes
+that are nearly all holes, every header format.
 """
 
 import gzip
