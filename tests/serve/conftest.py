@@ -4,6 +4,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.serve.clients import connect
+from trio.testing import MockClock
 
 from veneer.serve.registry import RegistryServer, serve_registry
 
@@ -23,3 +24,9 @@ async def server(directory: Path) -> AsyncIterator[RegistryServer]:
 async def client(server: RegistryServer) -> AsyncIterator[httpx.AsyncClient]:
     async with connect(server.host) as client:
         yield client
+
+
+@pytest.fixture
+def jumping_clock() -> MockClock:
+    """Jumps to the next deadline when nothing happens; loopback may take a moment on a busy machine."""
+    return MockClock(autojump_threshold=0.02)

@@ -149,7 +149,7 @@ LIMITS = Limits(idle_s=100, head_s=10, receive_s=20, send_s=30)
     ("data", "seconds"),
     [(b"", 100), (b"GET / HT", 10), (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbo", 20)],
 )
-async def test_slow_clients_are_cut_off(autojump_clock: MockClock, data: bytes, seconds: float) -> None:
+async def test_slow_clients_are_cut_off(jumping_clock: MockClock, data: bytes, seconds: float) -> None:
     async def handler(request: Request) -> Response:
         await request.read(100)
         return Response(200)
@@ -160,7 +160,7 @@ async def test_slow_clients_are_cut_off(autojump_clock: MockClock, data: bytes, 
         assert trio.current_time() - start == pytest.approx(seconds)
 
 
-async def test_a_client_that_does_not_read_is_cut_off(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_client_that_does_not_read_is_cut_off(jumping_clock: MockClock, tmp_path: Path) -> None:
     file = tmp_path / "file"
     with file.open("wb") as out:
         out.truncate(1 << 30)
@@ -203,7 +203,7 @@ async def test_stopping_finishes_what_is_under_way_and_drops_the_idle() -> None:
     assert b"Connection: close" in answer
 
 
-async def test_the_grace_period_ends(autojump_clock: MockClock) -> None:
+async def test_the_grace_period_ends(jumping_clock: MockClock) -> None:
     async def handler(request: Request) -> Response:
         await trio.sleep_forever()
         raise AssertionError

@@ -17,12 +17,6 @@ from veneer.testing.delay import DelayProxy, delay_proxy
 RTT_S = 0.5
 
 
-@pytest.fixture
-def jumping_clock() -> MockClock:
-    """Jumps to the next deadline when nothing has happened for a while; loopback may take a moment under load."""
-    return MockClock(autojump_threshold=0.02)
-
-
 @asynccontextmanager
 async def distant(
     size: int, bits_per_s: float = math.inf

@@ -41,12 +41,6 @@ DIGEST = str(Digest.of(DATA))
 BLOB = f"/v2/app/blobs/{DIGEST}"
 
 
-@pytest.fixture
-def jumping_clock() -> MockClock:
-    """Jumps to the next deadline when nothing has happened for a while; loopback may take a moment under load."""
-    return MockClock(autojump_threshold=0.02)
-
-
 @asynccontextmanager
 async def registry(
     directory: Path, store: ObjectStore | None = None

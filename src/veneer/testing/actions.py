@@ -179,8 +179,8 @@ class Rate(_Always):
             async def send(data: bytes | memoryview) -> None:
                 for start in range(0, len(data), _SLOW_PIECE):
                     piece = data[start : start + _SLOW_PIECE]
-                    await sink(piece)
                     await trio.sleep(len(piece) / self.bytes_per_s)
+                    await sink(piece)
 
             return send
 
