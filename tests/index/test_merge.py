@@ -87,7 +87,7 @@ def parent_of(path: bytes) -> bytes:
 
 
 @given(st.lists(layers(few_names), min_size=1, max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 def test_merging_is_what_unpacking_layer_by_layer_gives(roots: list[Node]) -> None:
     merged_layers = [layer_of(lay_out(root)[0]) for root in roots]
     try:
@@ -194,6 +194,13 @@ def test_an_opaque_directory_hides_what_is_below_and_nothing_beside() -> None:
     )
     index = merged(lower, upper)
     assert names(index) == ["a", "a/x", "a/x/n", "b", "b/z"]
+
+
+def test_a_directory_is_laid_over_its_own_path_only() -> None:
+    lower = root_of(a=directory(b=directory(x=file())), b=directory(y=file()))
+    upper = root_of(a=directory(n=file()), b=Node(IMPLICIT_DIR, children={b"m": file()}))
+    index = merged(lower, upper)
+    assert names(index) == ["a", "a/b", "a/b/x", "a/n", "b", "b/m", "b/y"]
 
 
 def test_a_whiteout_of_what_is_not_there_hides_nothing() -> None:

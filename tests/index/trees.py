@@ -163,7 +163,7 @@ def leaves(draw: st.DrawFn, far_paths: st.SearchStrategy[bytes]) -> Node:
 
 @st.composite
 def directories(
-    draw: st.DrawFn, names: st.SearchStrategy[bytes], far_paths: st.SearchStrategy[bytes], depth: int = 3
+    draw: st.DrawFn, names: st.SearchStrategy[bytes], far_paths: st.SearchStrategy[bytes], depth: int = 2
 ) -> Node:
     """A directory of a layer with everything below it."""
     if draw(st.integers(0, 2)):
@@ -179,7 +179,8 @@ def directories(
     node.opaque = draw(st.integers(0, 5)) == 0
     kinds = leaves(far_paths)
     if depth:
-        kinds |= directories(names, far_paths, depth - 1)
+        # Twice as many directories as others: layers meet in them only.
+        kinds = st.one_of(kinds, *[directories(names, far_paths, depth - 1)] * 2)
     node.children = draw(st.dictionaries(names, kinds, max_size=4))
     return node
 
