@@ -4,7 +4,8 @@ A credential goes only to the registry itself or to the token service that the r
 same kind of connection; a token goes only to the registry (:mod:`veneer.registry.session` sees to that). Tokens
 live in memory, are renewed before they run out, and one renewal serves everybody who waits for it.
 
-Not for: storing credentials, or judging what a token allows; the registry says so when it is used.
+Not for: storing credentials, judging what a token allows (the registry says so when it is used), or trying
+again after faults (whoever sends the request that needs the token does).
 """
 
 import re
@@ -20,13 +21,11 @@ from veneer.registry.answers import FORM, failure
 from veneer.registry.challenge import Challenge, parse_challenges
 from veneer.registry.credential import Credential
 from veneer.registry.keychain import Keychain
-from veneer.transport import Patience, Request, Response, Transport
+from veneer.transport import Request, Response, Transport
 from veneer.transport.address import origin_of, redact_text
 
 __all__ = ["Authenticator"]
 
-#: Token services answer in well under a second; requests of readers wait for this.
-TOKEN_PATIENCE = Patience(tries=4, deadline_s=30.0)
 #: What the specification says a token lives when the answer does not, and the least that clients must assume.
 _DEFAULT_LIFE_S = 60.0
 #: A token in its last tenth (and at most the last minute) is renewed: a request takes time to arrive.
@@ -156,9 +155,7 @@ class Authenticator:
             if token.failures != failures and token.error is not None:
                 raise token.error  # of the request that this one waited for
             try:
-                await self._transport.attempts(TOKEN_PATIENCE).run(
-                    lambda: self._ask(token, scopes | token.extra, what), what
-                )
+                await self._ask(token, scopes | token.extra, what)
             except RegistryError as error:
                 token.failures += 1
                 token.error = error

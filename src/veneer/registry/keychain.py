@@ -125,11 +125,11 @@ def _keys(host: str, repository: str) -> Iterator[str]:
 def _normalise(key: str) -> str:
     """A key of ``auths`` without scheme; the path of URL keys (``https://host/v1/``) means nothing."""
     bare = key.removeprefix("https://").removeprefix("http://")
-    host, slash, path = bare.partition("/")
+    host, _, path = bare.partition("/")
+    path = path.strip("/")
     if host in _DOCKER_HUB:
         host = _DOCKER_HUB[0]
-    is_url = bare != key or path.strip("/") in ("v1", "v2")
-    return host if is_url or not slash else f"{host}/{path.strip('/')}"
+    return host if bare != key or path in ("", "v1", "v2") else f"{host}/{path}"
 
 
 def _decode(entry: Json, path: Path) -> Credential | None:

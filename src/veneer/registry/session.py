@@ -117,9 +117,9 @@ class Session:
 
     async def _follow(self, call: Call, url: str, base: str, authorization: str) -> Response:
         for _ in range(_MAX_HOPS + 1):
-            headers = dict(call.headers)
-            if authorization and same_origin(url, base):
-                headers["Authorization"] = authorization
+            if authorization and not same_origin(url, base):
+                authorization = ""  # for good: what another host sends back to us is not our request any more
+            headers = {**call.headers, "Authorization": authorization} if authorization else call.headers
             response = await self.transport.send(Request(call.method, url, call.what, headers, call.body))
             status = response.status
             if status in call.expect or status not in REDIRECTS:
