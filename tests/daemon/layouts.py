@@ -1,8 +1,5 @@
 """Images in OCI layouts, small enough to convert in a test, and what a test needs to mount them."""
 
-import hashlib
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +7,9 @@ from pathlib import Path
 from veneer.convert.convert import convert
 from veneer.mount import kernel
 from veneer.mount.state import detach, mount_records
-from veneer.oci.descriptor import Descriptor, Platform
-from veneer.oci.digest import Digest
-from veneer.oci.manifest import build_manifest
-from veneer.oci.mediatypes import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from veneer.oci.descriptor import Platform
 from veneer.settings import Settings
-from veneer.source.layout import OCILayout
+from veneer.testing.images import Layer, write_image
 from veneer.testing.tars import TarItem, tar
 
 #: One static program with hundreds of names: a complete user land.
@@ -34,7 +28,20 @@ def settings_in(directory: Path, **changes: object) -> Settings:
 
 
 def busybox_layer(*more: TarItem) -> bytes:
-    applets = [b"sh", b"cat", b"ls", b"id", b"env", b"pwd", b"sleep", b"true", b"false", b"hostname", b"tty", b"mount"]
+    applets = [
+        b"sh",
+        b"cat",
+        b"ls",
+        b"id",
+        b"env",
+        b"pwd",
+        b"sleep",
+        b"true",
+        b"false",
+        b"hostname",
+        b"tty",
+        b"mount",
+    ]
     applets += [b"touch", b"kill", b"stat", b"echo", b"grep", b"test", b"ulimit"]
     return tar(
         [
@@ -47,39 +54,16 @@ def busybox_layer(*more: TarItem) -> bytes:
     )
 
 
-async def write_image(
-    directory: Path, layers: Sequence[bytes], config: Mapping[str, object] | None = None
-) -> None:
-    """An ordinary image of uncompressed layers, as ``oci:directory:plain``."""
-    layout = OCILayout(directory, create=True)
-
-    async def push(data: bytes, media_type: str) -> Descriptor:
-        descriptor = Descriptor(media_type, _digest(data), len(data))
-        await layout.push_blob(descriptor, lambda: io.BytesIO(data))
-        return descriptor
-
-    platform = Platform.host()
-    document = {
-        "architecture": platform.architecture,
-        "os": platform.os,
-        "config": dict(config or {}),
-        "rootfs": {"type": "layers", "diff_ids": [str(_digest(layer)) for layer in layers]},
-    }
-    described = await push(json.dumps(document).encode(), OCI_CONFIG)
-    manifest = build_manifest(described, [await push(layer, OCI_LAYER) for layer in layers])
-    await layout.push_manifest(manifest, OCI_MANIFEST, "plain")
-
-
 async def lazy_image(
     directory: Path,
     settings: Settings,
-    layers: Sequence[bytes],
+    layers: Sequence[Layer | bytes],
     config: Mapping[str, object] | None = None,
     *,
     devices: str = "drop",
 ) -> str:
     """The reference of an image that can be mounted."""
-    await write_image(directory, layers, config)
+    write_image(layers, directory, "plain", "none", config)
     await convert(f"oci:{directory}:plain", f"oci:{directory}:lazy", settings, devices=devices)
     return f"oci:{directory}:lazy"
 
@@ -97,7 +81,3 @@ def nothing_left(directory: Path) -> Iterator[None]:
         for entry in reversed(kernel.mount_table()):
             if directory in entry.mountpoint.parents and entry.ours:
                 kernel.unmount_ours(entry.mountpoint, lazy=True)
-
-
-def _digest(data: bytes) -> Digest:
-    return Digest.parse("sha256:" + hashlib.sha256(data).hexdigest())

@@ -6,6 +6,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import trio
+
 from veneer.errors import VeneerError
 from veneer.index.model import Codec, Device, ImageIndex, SpanTable, Xattrs
 from veneer.oci.descriptor import Descriptor
@@ -96,12 +98,18 @@ def image(tree: Mapping[bytes, Entry | bytes], root: Entry | None = None) -> tup
 
 @dataclass(slots=True)
 class MemoryStore:
-    """A reader over devices in memory. ``warm`` False makes every read a miss; ``failure`` ends misses."""
+    """A reader over devices in memory.
+
+    ``warm`` False makes every read a miss; ``failure`` ends misses, ``blocked`` keeps them waiting.
+    """
 
     devices: Sequence[bytes]
     warm: bool = True
     failure: VeneerError | None = None
+    blocked: trio.Event | None = None
     misses: list[tuple[int, int, tuple[int, int] | None]] = field(default_factory=list)
+    #: Set and made anew by each miss.
+    missed: trio.Event = field(default_factory=trio.Event)
 
     def cached(self, attached: int, offset: int, length: int) -> bytes | None:
         return self.devices[attached][offset : offset + length] if self.warm else None
@@ -110,6 +118,10 @@ class MemoryStore:
         self, attached: int, offset: int, length: int, *, window: tuple[int, int] | None = None
     ) -> bytes:
         self.misses.append((offset, length, window))
+        self.missed.set()
+        self.missed = trio.Event()
+        if self.blocked is not None:
+            await self.blocked.wait()
         if self.failure:
             raise self.failure
         return self.devices[attached][offset : offset + length]

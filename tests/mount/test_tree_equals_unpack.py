@@ -1,0 +1,76 @@
+"""What a mount shows is what unpacking the image's layers leaves on disk."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tests.daemon.layouts import lazy_image, settings_in
+
+from veneer.image import open_image
+from veneer.mount.fuse import TreeOperations
+from veneer.mount.session import mounted
+from veneer.store.spanstore import open_store
+from veneer.testing.images import Layer, random_layers
+from veneer.testing.tars import TarItem, opaque, tar, whiteout
+from veneer.testing.trees import Fact, difference, scan
+from veneer.testing.unpack import unpack_layers
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+#: FUSE here cannot tell holes, so comparing a file reads all of it; test_fuse.py reads larger ones in places.
+LARGEST = 32 << 20
+
+
+async def mounted_tree(layers: list[Layer], devices: str, directory: Path) -> dict[bytes, Fact]:
+    configured = settings_in(directory)
+    image_text = await lazy_image(directory / "image", configured, layers, devices=devices)
+    mountpoint = directory / "mnt"
+    mountpoint.mkdir()
+    async with open_store(configured) as store, open_image(image_text, configured) as image:
+        attached = [store.attach(*pair) for pair in zip(image.index.devices, image.sources, strict=True)]
+        operations = TreeOperations(image.index, store, attached, image=image.name)
+        async with mounted(operations, mountpoint):
+            found = await trio.to_thread.run_sync(scan, mountpoint)
+    return found
+
+
+def differences(layers: list[Layer], devices: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "unpacked").mkdir()
+        unpack_layers([tar(layer) for layer in layers], directory / "unpacked", devices)
+        found = trio.run(mounted_tree, layers, devices, directory)
+        return difference(scan(directory / "unpacked"), found)
+
+
+@given(random_layers(), st.sampled_from(("drop", "keep")))
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
+def test_random_images(layers: list[Layer], devices: str) -> None:
+    assume(all(item.size <= LARGEST for layer in layers for item in layer))
+    assert differences(layers, devices) == []
+
+
+def test_an_image_of_two_layers() -> None:
+    xattrs = ((b"user.a", b"1"), (b"security.capability", bytes.fromhex("0100000200200000" + "00" * 12)))
+    base = (
+        TarItem(b"a", "dir", 0o750, 1, 2, 5_000_000_001),
+        TarItem(b"a/hidden", content=b"1"),
+        TarItem(b"a/kept", mode=0o4711, uid=3, gid=4, content=b"kept" * 50_000, xattrs=xattrs),
+        TarItem(b"a/link", "link", link=b"a/kept"),
+        TarItem(b"b/c/gone", content=b"2"),
+        TarItem(b"sparse", pieces=((0, b"x"), (1 << 20, b"y" * 5000)), size=3 << 20),
+        TarItem(b"tty", "char", rdev=(5, 0)),
+        TarItem(b"pipe", "fifo"),
+    )
+    change = (
+        whiteout(b"a/hidden"),
+        opaque(b"b"),
+        TarItem(b"b/new", "symlink", link=b"../a/kept"),
+    )
+    assert differences([base, change], "keep") == []
+    assert differences([base], "drop") == []
