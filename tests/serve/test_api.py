@@ -224,6 +224,14 @@ async def test_what_is_not_there(client: httpx.AsyncClient) -> None:
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
+async def test_repositories_nest_whichever_comes_first(client: httpx.AsyncClient) -> None:
+    for name in ("team/app", "team", "team/app/part"):
+        await push_image(client, name, "v1", image(note=name))
+    for name in ("team/app", "team", "team/app/part"):
+        assert (await client.get(f"/v2/{name}/manifests/v1")).content == image(note=name).manifest
+    assert (await client.get("/v2/_catalog")).json()["repositories"] == ["team", "team/app", "team/app/part"]
+
+
 async def test_a_directory_that_is_a_layout_is_one_repository(
     directory: Path, client: httpx.AsyncClient
 ) -> None:

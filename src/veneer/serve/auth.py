@@ -30,7 +30,7 @@ _MAX_TOKENS = 10_000
 _AUTHORITY = re.compile(r"[A-Za-z0-9.\-]{1,255}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Access:
     """One right: ``action`` (pull, push or delete) on ``repository``."""
 
@@ -81,7 +81,6 @@ class BasicAuth:
         credentials = _basic_credentials(request)
         if credentials is None or not _known(self.users, *credentials):
             raise _denied(f'Basic realm="{self.realm}"')
-        request.user = credentials[0]
 
     async def token(self, request: Request, authority: str) -> Response:
         """There is none."""
@@ -90,7 +89,6 @@ class BasicAuth:
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
-    user: str
     access: frozenset[Access]
     expires: float
 
@@ -126,7 +124,6 @@ class TokenAuth:
             elif not grant.access.issuperset(needed):
                 fault = "insufficient_scope"
             else:
-                request.user = grant.user
                 return
         raise _denied(self._challenge(request, needed, authority, fault), fault or "authentication required")
 
@@ -160,7 +157,7 @@ class TokenAuth:
         granted = self._granted(user, scopes)
         if not user and not self.anonymous_pull:
             raise _denied(f'Basic realm="{self.service}"')
-        document: dict[str, str | int] = self._issue(user, granted)
+        document: dict[str, str | int] = self._issue(granted)
         if user and (remember or query.get("grant_type") == ["refresh_token"]):
             document["refresh_token"] = self.identity_token(user)
         return json_response(document, headers=_NO_STORE)
@@ -194,13 +191,13 @@ class TokenAuth:
             granted |= {Access(name, action) for action in wanted}
         return frozenset(granted)
 
-    def _issue(self, user: str, access: frozenset[Access]) -> dict[str, str | int]:
+    def _issue(self, access: frozenset[Access]) -> dict[str, str | int]:
         now = trio.current_time()
         self._grants = {token: grant for token, grant in self._grants.items() if grant.expires > now}
         while len(self._grants) >= _MAX_TOKENS:
             del self._grants[next(iter(self._grants))]
         token = secrets.token_urlsafe(32)
-        self._grants[token] = _Grant(user, access, now + self.expires_in_s)
+        self._grants[token] = _Grant(access, now + self.expires_in_s)
         self.issued += 1
         issued_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return {

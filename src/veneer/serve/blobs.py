@@ -99,11 +99,12 @@ class BlobHandlers:
             return _accepted(await self.uploads.begin(repository, algorithm))
         digest = digest_parameter(whole)
         upload = await self.uploads.begin(repository, digest.algorithm)
-        try:
-            await upload.receive(request.body)
-            await self.uploads.finish(upload, digest)
-        finally:
-            self.uploads.drop(upload)
+        async with upload.lock:
+            try:
+                await upload.receive(request.body)
+                await self.uploads.finish(upload, digest)
+            finally:
+                self.uploads.drop(upload)
         return _created(name, whole)
 
     async def session(self, request: Request, name: str, identity: str) -> Response:
@@ -111,11 +112,11 @@ class BlobHandlers:
         upload = self.uploads.find(name, identity)
         if request.method == "GET":
             return Response(204, _progress(upload))
-        if request.method == "DELETE":
-            self.uploads.drop(upload)
-            return Response(204)
         async with upload.lock:
             self.uploads.find(name, identity)  # it may have ended while this request waited
+            if request.method == "DELETE":
+                self.uploads.drop(upload)
+                return Response(204)
             if request.method == "PATCH":
                 await self._append(request, upload)
                 return _accepted(upload)

@@ -8,7 +8,7 @@ a middleware wrap the sink and leaves nothing to finalise when a connection ends
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -125,8 +125,6 @@ class Request:
     body: AsyncIterator[bytes]
     scheme: str = "http"
     length: int | None = None
-    #: Values that the authenticating middleware found, for handlers behind it.
-    user: str = field(default="", compare=False)
 
     def header(self, name: str) -> str | None:
         """The values of a header joined by commas, or None when it is absent; ``name`` in lower case."""

@@ -113,7 +113,8 @@ class RegistryServer:
         except APIError as error:
             response = error_response(error)
         except VeneerError as error:
-            response = error_response(APIError("UNKNOWN", error.message))
+            status = 503 if error.temporary else 500
+            response = error_response(APIError("UNKNOWN", error.message, status=status))
         except OSError as error:
             response = error_response(APIError("UNKNOWN", f"storage failed: {error.strerror}"))
         response.headers += _VERSION

@@ -38,7 +38,7 @@ class StoredRepository:
     def __init__(self, name: str, path: Path) -> None:
         self.name = name
         self.path = path
-        self.layout = OCILayout(path, create=True)
+        self.layout = OCILayout(path, create=True, nested=True)
 
     def blob_path(self, digest: Digest) -> Path:
         """Where the blob is or will be."""

@@ -29,7 +29,10 @@ FORGOTTEN_S = 3600.0
 
 @dataclass(slots=True)
 class Upload:
-    """One session. ``lock`` is held by the request that writes; ``offset`` bytes have arrived."""
+    """One session; ``offset`` bytes have arrived.
+
+    ``lock`` is held by whoever writes, finishes or drops it, for its file is written in threads.
+    """
 
     identity: str
     repository: StoredRepository

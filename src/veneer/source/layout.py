@@ -57,11 +57,13 @@ class OCILayout:
     Args:
         path: directory of the layout.
         create: make it at the first push when it is not there.
+        nested: make it also where other directories are, as when repositories of a registry nest.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, nested: bool = False) -> None:
         self._path = path
         self._create = create
+        self._nested = nested
         self._ready = False
 
     @property
@@ -296,7 +298,8 @@ class OCILayout:
 
     def _initialise(self) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
-        foreign = [name for name in os.listdir(self._path) if name not in _OWN_FILES and not is_staged(name)]
+        names = [name for name in os.listdir(self._path) if name not in _OWN_FILES and not is_staged(name)]
+        foreign = [name for name in names if not (self._nested and (self._path / name).is_dir())]
         if foreign:
             raise UsageError(
                 f"{self._path} is not empty and not an OCI layout", hint="choose a new or empty directory"
