@@ -251,7 +251,7 @@ def starting(bench: Bench, registry: str) -> None:
                 warm.append(bench.veneer(*arguments, cache=cache).seconds)
             bench.report("start", f"{name}: cold, command to exit", statistics.median(cold), "s")
             bench.report("start", f"{name}: cold, requests", facts["requests"], "")
-            bench.report("start", f"{name}: cold, fetched", facts["bytes_received"] / 1e6, "MB")
+            bench.report("start", f"{name}: cold, fetched", facts["bytes_fetched"] / 1e6, "MB")
             bench.report("start", f"{name}: again", statistics.median(warm), "s")
 
 

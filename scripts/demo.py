@@ -135,7 +135,7 @@ def story(near: str, far: str, network: str) -> None:
         say("$ veneer run " + " ".join(map(str, argv[2:5])) + " ... python3 -c '...'")
         at, _ = first_output(argv)
         facts = json.loads(report.read_text())
-        rows.append((name, at, facts["bytes_received"], str(facts["requests"])))
+        rows.append((name, at, facts["bytes_fetched"], str(facts["requests"])))
 
     say("\n# The same image, pulled and unpacked completely before it runs.")
     at, size = full_pull(f"{far}:python")

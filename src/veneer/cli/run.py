@@ -1,7 +1,7 @@
 """``veneer run``: a command in a container on a lazily mounted image."""
 
 import json
-import sys
+from pathlib import Path
 from typing import Unpack
 
 import click
@@ -9,6 +9,7 @@ import click
 from veneer.cli.command import EXIT_STATUS, Invocation, command
 from veneer.cli.container import ContainerArguments, container_options, options_of
 from veneer.cli.render import size_text
+from veneer.errors import UsageError
 
 __all__ = ["run"]
 
@@ -20,12 +21,20 @@ _EXIT_STATUS = EXIT_STATUS.replace("0 success", "that of the command; before it 
 @click.argument("image")
 @container_options
 @click.option("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
-@click.option("--timing", is_flag=True, help="Report times, requests and bytes at the end.")
+@click.option("--timing", is_flag=True, help="Say at the end how long what took, and what was fetched.")
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write times, requests and bytes to FILE as JSON.",
+)
 def run(
     invocation: Invocation,
     image: str,
     runtime: str | None,
     timing: bool,
+    report_file: Path | None,
     **options: Unpack[ContainerArguments],
 ) -> int:
     """Run a command in a container on IMAGE; what it writes is thrown away.
@@ -44,9 +53,12 @@ def run(
             return await run_image(request, settings, report=report)
 
     result = invocation.run(work)
-    if timing and output.json:
-        print(json.dumps({"type": "run", **result.to_json()}), file=sys.stderr)  # noqa: T201 - stdout is the command's
-    elif timing:
+    if report_file is not None:
+        try:
+            report_file.write_text(json.dumps(result.to_json(), indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write the report {report_file}: {error.strerror}") from error
+    if timing:
         first = "none" if result.first_output_s is None else f"after {result.first_output_s:.2f} s"
         output.say(
             f"mounted after {result.mounted_s:.2f} s, first output {first}, "
