@@ -24,8 +24,9 @@ Layer = tuple[TarItem, ...]
 _Path = tuple[bytes, ...]
 
 _SECOND: Final = 1_000_000_000
-#: From the first time that ext4 can store to the last one that 64 bits of nanoseconds can.
-_FIRST_TIME: Final = -(1 << 31) * _SECOND
+#: From the first time that ext4 can store with a fraction (Linux drops it in the very first second) to the last
+#: one that 64 bits of nanoseconds can.
+_FIRST_TIME: Final = -(1 << 31) * _SECOND + _SECOND
 _LAST_TIME: Final = (1 << 63) - 1
 _MAX_ID: Final = (1 << 32) - 2
 
