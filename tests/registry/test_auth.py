@@ -154,12 +154,12 @@ class TestTokens:
         assert auth.issued == 1
 
     async def test_tokens_are_renewed_before_they_run_out(
-        self, registry: ScriptedRegistry, auth: TokenAuth, log_in: LogIn, clock: trio.testing.MockClock
+        self, registry: ScriptedRegistry, auth: TokenAuth, log_in: LogIn, mock_clock: trio.testing.MockClock
     ) -> None:
         async with client(registry.host, log_in(registry.host, None)) as repository:
             for _ in range(12):
                 await repository.resolve("v1")
-                await trio.sleep(100)
+                mock_clock.jump(100)
         assert [status for _, status in statuses(registry)].count(401) == 1
         assert auth.issued == 4
 
