@@ -87,6 +87,8 @@ def test_planes_lie_behind_each_other_lowest_first() -> None:
         pytest.param(b"\xdd\xff\xff\xff\xff", id="four billion fields"),
         pytest.param(b"\x91" * 100_000, id="deep"),
         pytest.param(b"\x92\x01\xa1\xff", id="not UTF-8"),
+        pytest.param(b"\x07", id="not an array"),
+        pytest.param(b"\xa2ab", id="a string as long as the array should be"),
         pytest.param(b"", id="nothing"),
     ],
 )

@@ -122,7 +122,7 @@ def test_unknown_codecs_and_seals_are_said_to_be_unsupported(codecs: list[object
         (4, 1 << 40),
         (9, [["raw", ""], ["zstd", "", b""]]),
         (9, [["raw", "", b""], b"zstd"]),
-        (9, "raw"),
+        (9, 7),
     ],
 )
 def test_malformed_fields_are_refused(field: int, value: object) -> None:

@@ -11,7 +11,6 @@ Trees are believed to be well formed, as the builder and the wire format make th
 import stat
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain, compress
 from typing import Final, TypeVar
@@ -92,9 +91,9 @@ def _facts(parts: Iterable[dict[int, _Fact]], bases: Iterable[int]) -> dict[int,
     return facts
 
 
-def _rows(mode: "array[int]", kinds: frozenset[int]) -> list[int]:
-    """Rows whose type is one of ``kinds``, ascending."""
-    wanted = {value for value in set(mode) if stat.S_IFMT(value) in kinds}
+def _rows(mode: "array[int]", modes: set[int], *kinds: int) -> list[int]:
+    """Rows whose type is one of ``kinds``, ascending; ``modes`` are the distinct values of ``mode``."""
+    wanted = {value for value in modes if stat.S_IFMT(value) in kinds}
     return list(compress(range(len(mode)), map(wanted.__contains__, mode))) if wanted else []
 
 
@@ -113,11 +112,12 @@ class _Overlay:
 
     def add(self, tree: LayerTree, base: int, what: str) -> None:
         """Lay one layer, whose row r is node ``base + r``, over the others."""
-        directories = _rows(tree.mode, frozenset({stat.S_IFDIR, IMPLICIT_DIR}))
+        modes = set(tree.mode)
+        directories = _rows(tree.mode, modes, stat.S_IFDIR, IMPLICIT_DIR)
         if not directories or directories[0] != 0:
             raise IntegrityError(f"{what}: its root is not a directory")
-        implied = set(_rows(tree.mode, frozenset({IMPLICIT_DIR})))
-        whiteouts = _rows(tree.mode, frozenset({WHITEOUT}))
+        implied = set(_rows(tree.mode, modes, IMPLICIT_DIR))
+        whiteouts = _rows(tree.mode, modes, WHITEOUT)
         nodes = self._nodes(tree, base, what)
         self.undescribed += [base + row for row in implied]
 
@@ -177,15 +177,17 @@ class _Overlay:
 
     def reachable(self, count: int) -> "tuple[_Children, array[int]]":
         """The directories that names lead to, parents first, and the link counts of ``count`` nodes."""
-        nlink = array("q", bytes(8 * count))
         children: _Children = {}
+        subdirectories = []
         pending = [self.root]
         for node in pending:
             children[node] = kids = self.children[node]
             directories = list(filter(self.children.__contains__, kids.values()))
-            nlink[node] = 2 + len(directories)
+            subdirectories.append(len(directories))
             pending += directories
-        for node, names in Counter(chain.from_iterable(map(dict.values, children.values()))).items():
-            if node not in children:
-                nlink[node] = names
+        nlink = array("q", bytes(8 * count))
+        for node in chain.from_iterable(map(dict.values, children.values())):
+            nlink[node] += 1
+        for node, number in zip(pending, subdirectories, strict=True):
+            nlink[node] = 2 + number
         return children, nlink

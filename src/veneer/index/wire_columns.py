@@ -28,6 +28,7 @@ __all__ = [
     "signed",
     "signed_column",
     "split",
+    "spread",
     "unsigned",
     "unsigned_column",
 ]
@@ -114,11 +115,24 @@ def _unpack(data: bytes, count: int, what: str) -> list[object]:
 
 
 def _planes(values: Iterable[int]) -> list[bytes]:
-    column = array("q", values)
+    raw = _raw(array("q", values))
+    return [raw[plane::_WIDEST] for plane in range(_WIDEST)]
+
+
+def _raw(column: "array[int]") -> bytes:
+    """The numbers of an array of type ``q`` as little-endian bytes."""
+    if sys.byteorder == "big":
+        column = array("q", column)
+        column.byteswap()
+    return column.tobytes()
+
+
+def _from_raw(raw: bytearray) -> "array[int]":
+    column = array("q")
+    column.frombytes(raw)
     if sys.byteorder == "big":
         column.byteswap()
-    raw = column.tobytes()
-    return [raw[plane::_WIDEST] for plane in range(_WIDEST)]
+    return column
 
 
 def unsigned_column(values: Iterable[int]) -> bytes:
@@ -181,11 +195,21 @@ def _column(data: bytes, count: int, width: int, filling: bytes) -> "array[int]"
     if filling.strip(b"\0"):
         for plane in range(width, _WIDEST):
             raw[plane::_WIDEST] = filling
-    column = array("q")
-    column.frombytes(raw)
-    if sys.byteorder == "big":
-        column.byteswap()
-    return column
+    return _from_raw(raw)
+
+
+def spread(table: "array[int]", numbers: "array[int]") -> "array[int]":
+    """``table[number]`` for each of ``numbers``, all of which are in the table."""
+    if len(table) > 256:
+        return array("q", map(table.__getitem__, numbers))
+    # Few distinct values is the usual case; then every plane of the result is a translation of bytes.
+    low = _raw(numbers)[::_WIDEST]
+    table_planes = _planes(table)
+    raw = bytearray(_WIDEST * len(numbers))
+    for plane, values in enumerate(table_planes):
+        if any(values):
+            raw[plane::_WIDEST] = low.translate(values.ljust(256, b"\0"))
+    return _from_raw(raw)
 
 
 def ascending_column(values: Sequence[int]) -> tuple[int, bytes]:

@@ -7,7 +7,7 @@ only where the kind of the row does not say so already. See docs/reference/index
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, compress, islice
+from itertools import accumulate, islice
 from typing import Final
 
 from veneer.errors import IntegrityError
@@ -63,10 +63,12 @@ Segments = tuple[tuple[int, int], ...]
 def rows_of(kinds: bytes, *types: int) -> list[int]:
     """Rows whose type bits are one of ``types``, ascending; ``kinds`` has one byte a row."""
     wanted = {KINDS[kind] for kind in types}
-    if not any(number in kinds for number in wanted):
-        return []
-    selector = bytes(number in wanted for number in range(256))
-    return list(compress(range(len(kinds)), kinds.translate(selector)))
+    selected = kinds.translate(bytes(number in wanted for number in range(256)))
+    rows, row = [], selected.find(1)
+    while row >= 0:
+        rows.append(row)
+        row = selected.find(1, row + 1)
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

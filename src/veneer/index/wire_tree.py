@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from veneer.errors import IntegrityError
 from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree
-from veneer.index.wire_columns import Fields, pack, signed_column, unsigned_column
+from veneer.index.wire_columns import Fields, pack, signed_column, spread, unsigned_column
 from veneer.index.wire_facts import FACT_FIELDS, KINDS, MAX_NAME, Segments, decode_facts, encode_facts, rows_of
 from veneer.index.wire_spans import MAX_DEVICE_SIZE
 
@@ -180,19 +180,19 @@ def _decode_attributes(fields: Fields, count: int) -> "tuple[array[int], array[i
         raise IntegrityError(f"{_WHAT}: mode, owner and group are twice in their table")
     if max(uids) > MAX_ID or max(gids) > MAX_ID:
         raise IntegrityError(f"{_WHAT}: an owner or group exceeds 32 bits")
-    table = bytearray()
+    kinds = array("q")
     for mode, uid, gid in zip(modes, uids, gids, strict=True):
         kind = KINDS.get(stat.S_IFMT(mode) if mode <= _MAX_MODE else -1)
         if kind is None:
             raise IntegrityError(f"{_WHAT}: mode {mode:o} does not exist")
         if stat.S_IFMT(mode) in (LINK, WHITEOUT) and (stat.S_IMODE(mode), uid, gid) != (0, 0, 0):
             raise IntegrityError(f"{_WHAT}: a hard link or whiteout has a mode or owner of its own")
-        table.append(kind)
+        kinds.append(kind)
     return (
-        array("q", map(modes.__getitem__, attribute_of)),
-        array("q", map(uids.__getitem__, attribute_of)),
-        array("q", map(gids.__getitem__, attribute_of)),
-        bytes(map(table.__getitem__, attribute_of)),
+        spread(modes, attribute_of),
+        spread(uids, attribute_of),
+        spread(gids, attribute_of),
+        bytes(spread(kinds, attribute_of).tolist()),
     )
 
 
@@ -206,7 +206,7 @@ def _decode_times(fields: Fields, count: int) -> "array[int]":
         raise IntegrityError(f"{_WHAT}: a time is out of range")
     if len(set(times)) != entries:
         raise IntegrityError(f"{_WHAT}: a time is twice in its table")
-    return array("q", map(times.__getitem__, time_of))
+    return spread(array("q", times), time_of)
 
 
 def _decode_shape(fields: Fields, count: int, directories: list[int]) -> "tuple[array[int], array[int]]":
