@@ -283,6 +283,13 @@ def test_numbers_beyond_octal(mtime: int) -> None:
     assert parse_one(header(b"x", mtime=mtime) + END).mtime_ns == mtime * SECOND
 
 
+def test_segments_have_one_form() -> None:
+    pieces = ((0, b"a"), (1, b"b"), (5, b""), (7, b"c"))
+    assert parse_one(tar([TarItem(b"s", pieces=pieces, size=9)])).segments == ((0, 2), (7, 1))
+    assert parse_one(tar([TarItem(b"no hole", pieces=((0, b"a"), (1, b"b")), size=2)])).segments is None
+    assert parse_one(tar([TarItem(b"empty", pieces=(), size=0)])).segments is None
+
+
 def test_checksums_of_signed_bytes_count_too() -> None:
     block = bytearray(header(b"\xff\xfe\x80"))
     unsigned = int(block[148:154], 8)
@@ -303,12 +310,13 @@ def test_types_that_old_tars_have() -> None:
 
 
 def test_prefixes_of_ustar_star_and_gnu() -> None:
-    star = header(b"name", tail=b"prefix".ljust(131, b"\0") + b"00000000000 00000000000 " + bytes(8) + b"tar\0")
+    times = b"00000000000 00000000000 "
+    star = header(b"name", tail=b"p" * 131 + times + bytes(8) + b"tar\0")
     gnu = header(b"name", magic=b"ustar  \0", tail=b"00000000000\0")
     v7 = header(b"name", magic=bytes(8), tail=b"prefix")
     assert [entry.path for entry in parse(header(b"name", tail=b"prefix") + star + gnu + v7 + END)] == [
         b"prefix/name",
-        b"prefix/name",
+        b"p" * 131 + b"/name",
         b"name",
         b"name",
     ]
