@@ -1,5 +1,6 @@
 """Images in OCI layouts, small enough to convert in a test, and what a test needs to mount them."""
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from veneer.testing.tars import TarItem, tar
 
 #: One static program with hundreds of names: a complete user land.
 BUSYBOX = Path("/bin/busybox")
+#: Bytes that no compression makes less of, so that a part of them is a part of what is fetched.
+LARGE = random.Random(1).randbytes(5_000_000)
 
 
 def settings_in(directory: Path, **changes: object) -> Settings:
