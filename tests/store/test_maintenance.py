@@ -1,6 +1,8 @@
 """Looking after the cache, with and without live mounts, as a library and as ``veneer cache``."""
 
+import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from veneer.cli.main import cli
 from veneer.errors import CacheError
 from veneer.events import Event, Notice, Progress
 from veneer.store import presence
+from veneer.store.cache import DeviceCache
+from veneer.store.devicefile import DeviceFile
 from veneer.store.maintenance import check, clear, collect, list_devices, usage
+from veneer.store.presence import Form, Layout
 from veneer.store.spanstore import open_store
 
 
@@ -117,6 +122,26 @@ async def test_a_device_cleared_between_two_opens_is_made_anew(
     async with open_store(store_settings(tmp_path)) as store:
         attached = store.attach(samples[0].device, source)
         assert await store.read(attached, 0, attached.size) == samples[0].plain
+
+
+async def test_a_device_made_anew_while_it_is_removed_stays(
+    cache_dir: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = DeviceCache(cache_dir, 1 << 30)
+    path = cache_dir / "devices" / samples[0].device.key.hex
+    flock, made = fcntl.flock, list[DeviceFile]()
+
+    def flock_late(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX | fcntl.LOCK_NB and not made:
+            shutil.rmtree(path)
+            made.append(DeviceFile.open(path, Layout.of(samples[0].device, Form.PLAIN)))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    assert not cache.remove(path)
+    assert names_in(path) == {"data", "lock", "map"}
+    made[0].close()
+    cache.close()
 
 
 async def test_commands(cache_dir: Path, samples: list[Sample]) -> None:

@@ -14,6 +14,7 @@ from veneer.errors import IntegrityError, UsageError
 from veneer.events import Event, Progress
 from veneer.index.model import Codec, Span
 from veneer.oci.digest import Digest
+from veneer.store import presence
 from veneer.store.spanstore import AttachedDevice, Form, Priority, SpanStore, open_store
 
 
@@ -262,6 +263,29 @@ async def test_stored_form_that_rotted_on_disk_is_fetched_again(tmp_path: Path) 
         assert await store.read(attached, 0, attached.size) == one.plain
         assert store.stats.dropped == 1
     assert len(source.requests) == 2
+
+
+async def test_after_a_boot_what_is_damaged_is_fetched_again_and_the_rest_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = sample([50 * KIB] * 8)
+    settings, source = store_settings(tmp_path), ScriptedSource(one.blob)
+    async with open_store(settings) as store:
+        await store.read(store.attach(one.device, source), 0, len(one.plain))
+    with (settings.cache_dir / "devices" / one.device.key.hex / "data").open("r+b") as file:
+        file.seek(110 * KIB)
+        file.write(bytes(4 * KIB))
+    monkeypatch.setattr(presence, "boot_id", lambda: b"another boot id!")
+    source.requests.clear()
+    async with open_store(settings) as store:
+        attached = store.attach(one.device, source)
+        assert store.cached(attached, 0, 1) is None
+        assert await store.read(attached, 0, attached.size) == one.plain
+        span = one.device.spans[2]
+        assert source.requests == [(span.stored_offset, span.stored_length)]
+        assert (store.stats.reverified, store.stats.dropped) == (7, 1)
+        assert "span 2" in caplog.text
+        assert store.cached(attached, 0, attached.size) == one.plain
 
 
 async def test_completion_fetches_the_rest_in_few_requests_and_checks_the_diff_id(tmp_path: Path) -> None:

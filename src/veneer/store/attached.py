@@ -8,6 +8,7 @@ The ``*_now`` methods do CPU work and local I/O and touch no state of the store:
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from veneer.store.memory import MemoryCache
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
 
 __all__ = ["AttachedDevice", "Decode", "Local", "Outcome", "Twins"]
+
+_log = logging.getLogger(__name__)
 
 #: Verifies and decodes the stored bytes of a span: :func:`veneer.codec.check_and_decode`, or one with a key.
 Decode = Callable[[Span, bytes | memoryview, str], bytes]
@@ -181,7 +184,9 @@ class AttachedDevice:
                 # It stays suspect: never used, and overwritten by the fetch.
                 return None
             local.reverified += verified.right
-            local.dropped += len(verified.dropped)
+            if verified.dropped:
+                local.dropped += 1
+                _log.warning("%s was damaged on disk since the last boot", self._what(self.spans[number]))
         data = file.read_span(number)
         if data is None or self.form is Form.PLAIN:
             return data
@@ -189,8 +194,9 @@ class AttachedDevice:
         local.unkept.add(number)
         try:
             plain = self._decode(span, data, self._what(span))
-        except IntegrityError:
+        except IntegrityError as error:
             local.dropped += 1
+            _log.warning("damaged on disk: %s", error)
             with suppress(OSError):
                 self._cache.evict(file, [number])
             return None

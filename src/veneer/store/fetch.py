@@ -15,7 +15,7 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 
 import trio
@@ -26,7 +26,7 @@ from veneer.source.base import BlobSource
 from veneer.store.link import LinkEstimate
 from veneer.store.stats import StoreStats
 
-__all__ = ["FetchQueue", "Priority", "SpanJob"]
+__all__ = ["FetchQueue", "Priority", "SpanJob", "hops"]
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,21 @@ class SpanJob:
         """Give the readers their bytes or their error."""
         self.plain, self.error = plain, error
         self.done.set()
+
+
+def hops(jobs: Iterable[SpanJob], spans: SpanTable, most: int) -> Iterator[tuple[list[SpanJob], int]]:
+    """Cut jobs into lists for one thread hop each, and their plain bytes: at most ``most``, or one job."""
+    hop: list[SpanJob] = []
+    size = 0
+    for job in jobs:
+        length = spans.starts[job.number + 1] - spans.starts[job.number]
+        if hop and size + length > most:
+            yield hop, size
+            hop, size = [], 0
+        hop.append(job)
+        size += length
+    if hop:
+        yield hop, size
 
 
 Settle = Callable[[Sequence[SpanJob], int, bytes], Awaitable[None]]

@@ -7,7 +7,7 @@ read-only file system is then an :class:`OSError`, not a SIGBUS.
     header   512 bytes: what the map belongs to; generation; bytes present
     layout   16 bytes a span: offset and length in the data file (never changes, its SHA-256 is in the header)
     uses      8 bytes a span: last use, nanoseconds since the epoch
-    records  40 bytes a span: SHA-256 of the bytes in the data file as they were verified, CRC-32, state
+    records  40 bytes a span: SHA-256 of the bytes in the data file as they were verified, state, CRC-32
 
 Everything is in the machine's byte order: a cache does not travel. The CRC covers span number, digest and
 state, so that a torn or scribbled record is noticed when the map is opened, before it can vouch for anything.
@@ -59,11 +59,13 @@ _BOOT = 320
 _GENERATION = 336
 _PRESENT_BYTES = 344
 _HEADER_SIZE = 512
-_RECORD = struct.Struct("=32sIB3x")
-_STATE_IN_RECORD = 36
+_RECORD_BODY = struct.Struct("=32sB3x")
+_RECORD_CRC = struct.Struct("=I")
+_RECORD_SIZE = _RECORD_BODY.size + _RECORD_CRC.size
+_STATE_IN_RECORD = 32
 _LAYOUT_ROW = 16
 _USE_ROW = 8
-_ROW = _LAYOUT_ROW + _USE_ROW + _RECORD.size
+_ROW = _LAYOUT_ROW + _USE_ROW + _RECORD_SIZE
 #: More spans than any index may name; bounds what a damaged header can make us map.
 _MAX_SPANS = 1 << 26
 
@@ -133,12 +135,9 @@ class Layout:
         return cls(device.key.raw, str(device.blob.digest), form, size, rows)
 
 
-def _crc(number: int, digest: bytes, state: int) -> int:
-    return zlib.crc32(digest, zlib.crc32(number.to_bytes(8, "little") + bytes([state])))
-
-
 def _record(number: int, digest: bytes, state: int) -> bytes:
-    return _RECORD.pack(digest, _crc(number, digest, state), state)
+    body = _RECORD_BODY.pack(digest, state)
+    return body + _RECORD_CRC.pack(zlib.crc32(body, number))
 
 
 def present_bytes(path: Path) -> int:
@@ -191,7 +190,7 @@ class PresenceMap:
         self.offsets, self.lengths = layout[0::2], layout[1::2]
         self.uses = self._view[self._uses_at : self._records_at].cast("Q")
         self.states = (
-            self._view[self._records_at + _STATE_IN_RECORD :: _RECORD.size] if count else self._view[:0]
+            self._view[self._records_at + _STATE_IN_RECORD :: _RECORD_SIZE] if count else self._view[:0]
         )
 
     @staticmethod
@@ -227,9 +226,14 @@ class PresenceMap:
         states = self.states.tobytes()
         if states.count(EMPTY) + states.count(PRESENT) + states.count(SUSPECT) != self.count:
             raise MapMismatch("the map holds impossible states")
+        records = bytes(self._view[self._records_at :])
         for number in compress(range(self.count), states):
-            digest, crc, state = _RECORD.unpack_from(self._view, self._records_at + number * _RECORD.size)
-            if crc != _crc(number, digest, state):
+            at = number * _RECORD_SIZE
+            body, end = (
+                records[at : at + _RECORD_BODY.size],
+                records[at + _RECORD_BODY.size : at + _RECORD_SIZE],
+            )
+            if _RECORD_CRC.pack(zlib.crc32(body, number)) != end:
                 raise MapMismatch(f"the map's record of span {number} is damaged")
 
     @property
@@ -244,7 +248,7 @@ class PresenceMap:
 
     def digest(self, number: int) -> bytes:
         """What the bytes of a span on disk must hash to."""
-        at = self._records_at + number * _RECORD.size
+        at = self._records_at + number * _RECORD_SIZE
         return bytes(self._view[at : at + 32])
 
     def on_disk(self) -> list[int]:
@@ -293,7 +297,7 @@ class PresenceMap:
         for number in numbers:
             if self.states[number] != EMPTY:
                 lost += self.lengths[number]
-                _pwrite_all(self.fd, bytes(_RECORD.size), self._records_at + number * _RECORD.size)
+                _pwrite_all(self.fd, bytes(_RECORD_SIZE), self._records_at + number * _RECORD_SIZE)
         self._bump()
         self._set_present_bytes(max(0, self.present_bytes - lost))
         return lost
@@ -319,7 +323,7 @@ class PresenceMap:
 
     def _write_records(self, first: int, digests: Sequence[bytes], state: int) -> None:
         packed = b"".join(_record(first + i, digest, state) for i, digest in enumerate(digests))
-        _pwrite_all(self.fd, packed, self._records_at + first * _RECORD.size)
+        _pwrite_all(self.fd, packed, self._records_at + first * _RECORD_SIZE)
 
     def _bump(self) -> None:
         _pwrite_all(self.fd, struct.pack("=Q", self.generation[0] + 1), _GENERATION)

@@ -8,7 +8,7 @@ loop that the store was opened in. Hashing, decoding and writing of more than a 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -23,7 +23,7 @@ from veneer.settings import Settings
 from veneer.source.base import BlobSource
 from veneer.store.attached import AttachedDevice, Decode, Twins
 from veneer.store.cache import DeviceCache
-from veneer.store.fetch import FetchQueue, Priority, SpanJob
+from veneer.store.fetch import FetchQueue, Priority, SpanJob, hops
 from veneer.store.link import LinkEstimate
 from veneer.store.memory import MemoryCache
 from veneer.store.presence import Form
@@ -79,6 +79,7 @@ class SpanStore:
         self._attached: dict[bytes, AttachedDevice] = {}
         self._links: dict[str, LinkEstimate] = {}
         self._twins = Twins()
+        self._unindexed: list[AttachedDevice] = []
 
     def attach(
         self,
@@ -119,7 +120,7 @@ class SpanStore:
             adopt=attached.is_missing,
         )
         self._attached[device.key.raw] = attached
-        self._twins.add(attached)
+        self._unindexed.append(attached)
         return attached
 
     def cached(self, attached: AttachedDevice, offset: int, length: int) -> bytes | None:
@@ -267,6 +268,10 @@ class SpanStore:
 
     def _start(self, attached: AttachedDevice, numbers: Iterable[int], priority: Priority) -> list[SpanJob]:
         """The job of each span: the one under way, made more urgent if need be, or a new one."""
+        if self._unindexed:
+            # Not when attached: a warm mount never needs it, and a cold one has time while it waits.
+            self._nursery.start_soon(self._index_twins, self._unindexed)
+            self._unindexed = []
         queue = attached.queue
         jobs: list[SpanJob] = []
         local: list[SpanJob] = []
@@ -284,10 +289,15 @@ class SpanStore:
             self._nursery.start_soon(self._find, attached, local)
         return jobs
 
+    async def _index_twins(self, devices: Sequence[AttachedDevice]) -> None:
+        for attached in devices:
+            self._twins.add(attached)
+            await trio.lowlevel.checkpoint()
+
     async def _find(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> None:
         """Answer jobs from the disk; those that cannot be are queued for the source."""
         stats = self.stats
-        for hop, size in self._hops(attached, jobs):
+        for hop, size in hops(jobs, attached.spans, _HOP):
             found = await self._work(attached, size, attached.find_now, [job.number for job in hop])
             stats.spans_decoded += found.decoded
             stats.copied += found.copied
@@ -306,7 +316,7 @@ class SpanStore:
         """Verify, decode and keep what a request brought, and answer its jobs, those with waiters first."""
         stats, queue = self.stats, attached.queue
         urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
-        for hop, size in self._hops(attached, urgent):
+        for hop, size in hops(urgent, attached.spans, _HOP):
             spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
             outcomes = await self._work(attached, size, attached.decode_now, spans, offset, data)
             of_number = {job.number: job for job in hop}
@@ -326,21 +336,6 @@ class SpanStore:
             attached.remember(job.number, plain)
             self.stats.uncached += attached.form is Form.PLAIN
         attached.queue.finish(job, plain)
-
-    def _hops(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> Iterator[tuple[list[SpanJob], int]]:
-        """Cut jobs into lists that are worth one thread hop each, with their plain bytes."""
-        starts = attached.spans.starts
-        hop: list[SpanJob] = []
-        size = 0
-        for job in jobs:
-            length = starts[job.number + 1] - starts[job.number]
-            if hop and size + length > _HOP:
-                yield hop, size
-                hop, size = [], 0
-            hop.append(job)
-            size += length
-        if hop:
-            yield hop, size
 
     async def _work(
         self,
@@ -389,7 +384,8 @@ class open_store:  # noqa: N801 - reads and is used like a function: async with 
         self._nursery.cancel_scope.cancel()
         try:
             # Only a cancellation may be the nursery's own, and must be shown to it.
-            if isinstance(error, trio.Cancelled | BaseExceptionGroup):
+            grouped = isinstance(error, BaseExceptionGroup) and error.subgroup(trio.Cancelled) is not None
+            if grouped or isinstance(error, trio.Cancelled):
                 return bool(await self._manager.__aexit__(kind, error, trace))
             await self._manager.__aexit__(None, None, None)
             return False
