@@ -17,7 +17,7 @@ from functools import partial
 import trio
 
 from veneer.codec import check_and_decode
-from veneer.errors import IntegrityError
+from veneer.errors import IntegrityError, NotFound
 from veneer.events import Progress, Reporter, silent
 from veneer.image.open import Image
 from veneer.index.build import TreeBuilder
@@ -128,21 +128,33 @@ class _LayerCheck:
         """Read the layer from its source and judge it."""
         device = self.index.device
         reader = _SpanReader(self.index, self.source.name, self.devices, self._problem)
-        item, done, total = device.blob.digest.hex[:12], 0, device.blob.size
-        async with self.source.stream() as chunks:
-            held: list[bytes] = []
-            async for chunk in chunks:
-                held.append(chunk)
-                done += len(chunk)
-                if sum(map(len, held)) >= _BATCH_SIZE:
-                    await trio.to_thread.run_sync(reader.feed, b"".join(held))
-                    held = []
-                    if done < total:
-                        report(Progress("verify", item, done, total))
-            await trio.to_thread.run_sync(reader.feed, b"".join(held))
-        self.dropped = await trio.to_thread.run_sync(reader.finish)
+        item, total = device.blob.digest.hex[:12], device.blob.size
+        try:
+            await self._read(reader, item, report)
+            self.dropped = await trio.to_thread.run_sync(reader.finish)
+        except (
+            IntegrityError,
+            NotFound,
+        ) as error:  # the source itself knows that the blob is not there as stated
+            self._problem(error.message)
         report(Progress("verify", item, total, total))
         return LayerVerdict(device, reader.checked, tuple(self._problems), self._count)
+
+    async def _read(self, reader: "_SpanReader", item: str, report: Reporter) -> None:
+        held: list[bytes] = []
+        size = done = 0
+        async with self.source.stream() as chunks:
+            async for chunk in chunks:
+                held.append(chunk)
+                size += len(chunk)
+                if size < _BATCH_SIZE:
+                    continue
+                await trio.to_thread.run_sync(reader.feed, b"".join(held))
+                done += size
+                held, size = [], 0
+                if done < self.source.size:
+                    report(Progress("verify", item, done, self.source.size))
+        await trio.to_thread.run_sync(reader.feed, b"".join(held))
 
     def _problem(self, message: str) -> None:
         self._count += 1

@@ -65,7 +65,7 @@ class LayerTask:
     @property
     def name(self) -> str:
         """For progress and messages: a short digest."""
-        return f"{self.layer.digest.algorithm}:{self.layer.digest.hex[:12]}"
+        return self.layer.digest.hex[:12]
 
 
 class Capacity:

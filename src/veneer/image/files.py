@@ -71,13 +71,12 @@ def find(index: ImageIndex, path: bytes, what: str, *, follow: bool = True) -> i
     links = 0
     while pending:
         name = pending.pop()
+        if not stat.S_ISDIR(index.mode[trail[-1]]):
+            raise NotFound(f"{what}: {shown}: not a directory")
         if name == b"..":
             del trail[max(1, len(trail) - 1) :]
             continue
-        children = index.children.get(trail[-1])
-        if children is None and not stat.S_ISDIR(index.mode[trail[-1]]):
-            raise NotFound(f"{what}: {shown}: not a directory")
-        node = (children or {}).get(name)
+        node = index.children.get(trail[-1], {}).get(name)
         if node is None:
             raise NotFound(f"{what}: {shown}: no such file or directory")
         if stat.S_ISLNK(index.mode[node]) and (pending or follow):
