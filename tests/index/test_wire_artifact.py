@@ -140,6 +140,13 @@ def test_sections_together_are_bounded(packed: bytes, monkeypatch: pytest.Monkey
         parse_header(packed)
 
 
+def test_a_section_that_shrank_too_well_is_refused(packed: bytes) -> None:
+    most = (64 << 20) + 1000 * parse_header(packed).policy.stored_length
+    parse_header(patched(packed, POLICY_REF + 16, most.to_bytes(8, "little")))
+    with pytest.raises(IntegrityError, match="is stored in"):
+        parse_header(patched(packed, POLICY_REF + 16, (most + 1).to_bytes(8, "little")))
+
+
 def test_header_and_spans_must_name_the_same_layer(packed: bytes) -> None:
     other = Digest.of(b"other", "sha512").raw
     with pytest.raises(IntegrityError, match="different layers"):

@@ -12,9 +12,12 @@ from veneer.index.wire_columns import (
     Fields,
     ascending,
     ascending_column,
+    join,
     pack,
     signed,
     signed_column,
+    split,
+    spread,
     unsigned,
     unsigned_column,
 )
@@ -63,6 +66,18 @@ def test_ascending_numbers_are_stored_as_distances(values: list[int]) -> None:
             ascending(data, count, values[-1], "column")
 
 
+@given(st.lists(any_signed, min_size=1, max_size=300, unique=True), st.data())
+@settings(deadline=None, max_examples=50)
+def test_tables_spread_over_rows(table: list[int], data: st.DataObject) -> None:
+    numbers = data.draw(st.lists(st.integers(0, len(table) - 1), max_size=20))
+    expected = array("q", [table[number] for number in numbers])
+    assert spread(array("q", table), array("q", numbers)) == expected
+
+
+def test_large_tables_spread_as_well() -> None:
+    assert spread(array("q", range(1000)), array("q", [999, 0, 256])) == array("q", [999, 0, 256])
+
+
 def test_planes_lie_behind_each_other_lowest_first() -> None:
     assert unsigned_column([1, 0x203]) == bytes([1, 3, 0, 2])
     assert signed_column([1, -2]) == bytes([1, 0xFE])
@@ -70,6 +85,13 @@ def test_planes_lie_behind_each_other_lowest_first() -> None:
     assert signed_column([128, 1]) == bytes([128, 1, 0, 0])
     assert unsigned_column([0, 0]) == signed_column([0, 0]) == b""
     assert ascending_column([0, 1, 5]) == (3, bytes([0, 0, 3]))
+
+
+@pytest.mark.parametrize("data", [b"a\0\0b", b"\0a\0b", b"a\0b\0", b"a\0b", b"", b"a\0b\0c\0d"])
+def test_strings_are_as_many_as_expected_and_not_empty(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match="expected 3 strings"):
+        split(data, 3, "strings")
+    assert split(join([b"a", b"b", b"c"]), 3, "strings") == [b"a", b"b", b"c"]
 
 
 @pytest.mark.parametrize(

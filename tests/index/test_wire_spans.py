@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.index.trees import mutate, span_tables
 
 from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.index import wire_spans
 from veneer.index.model import Codec, SpanTable
 from veneer.index.wire import decode_spans, encode_spans
 from veneer.oci.descriptor import Descriptor
@@ -101,6 +102,7 @@ def with_field(number: int, value: object) -> bytes:
     "codecs",
     [
         [["raw", "", b""], ["zstd", "aes-256-gcm", b"nonce"]],
+        [["raw", "", b""], ["zstd", "aes-256-gcm", b""]],
         [["raw", "", b""], ["zstd", "", b"parameters"]],
         [["raw", "", b""], ["lzma", "", b""]],
     ],
@@ -128,6 +130,15 @@ def test_unknown_codecs_and_seals_are_said_to_be_unsupported(codecs: list[object
 def test_malformed_fields_are_refused(field: int, value: object) -> None:
     with pytest.raises(IntegrityError):
         decode_spans(with_field(field, value))
+
+
+def test_devices_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire_spans, "MAX_DEVICE_SIZE", 75)
+    data = encode_spans(blob(75), DIFF_ID, table())
+    assert decode_spans(data).spans.size == 60
+    monkeypatch.setattr(wire_spans, "MAX_DEVICE_SIZE", 59)
+    with pytest.raises(IntegrityError):
+        encode_spans(blob(55), DIFF_ID, table(stored_offsets=array("q", [0, 10, 25])))
 
 
 def test_the_key_names_the_blob() -> None:

@@ -28,6 +28,10 @@ __all__ = [
 MAX_LAYERS: Final = 1_000
 #: Plain bytes of all sections together. An image of 5 million files and 2 million spans needs about half.
 MAX_PLAIN_SIZE: Final = 512 << 20
+#: Real sections shrink to a tenth at best; only what is larger than any of them can be is suspected of being
+#: a bomb: small to fetch, and minutes to decode.
+MAX_RATIO: Final = 1_000
+UNSUSPECTED_SIZE: Final = 64 << 20
 
 _MAGIC: Final = b"\x89VENEER\n"
 _VERSION: Final = 1
@@ -182,6 +186,10 @@ def parse_header(data: bytes) -> IndexHeader:
     for ref in header.sections():
         if ref.offset != offset or not ref.stored_length or not ref.length:
             raise IntegrityError("index header: sections are empty, or do not follow each other")
+        if ref.length > UNSUSPECTED_SIZE + MAX_RATIO * ref.stored_length:
+            raise IntegrityError(
+                f"index header: a section of {ref.length} bytes is stored in {ref.stored_length}"
+            )
         offset += ref.stored_length
         plain += ref.length
     if plain > MAX_PLAIN_SIZE:
