@@ -5,6 +5,7 @@ Pure functions. An *origin* is scheme, host and port; credentials never leave th
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -38,6 +39,7 @@ def _split(url: str) -> SplitResult | None:
     return parts if parts.scheme in _DEFAULT_PORTS and _HOST.fullmatch(parts.hostname or "") else None
 
 
+@lru_cache(maxsize=256)  # asked several times for each request, of few distinct addresses
 def origin_of(url: str) -> Origin:
     """The origin of an absolute http(s) URL; raises RegistryError for anything else."""
     if (parts := _split(url)) is None:

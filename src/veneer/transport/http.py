@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -243,9 +244,10 @@ class Transport:
         """
         if not self.allows_plain(host):
             return f"https://{host}"
-        async with self._probes.setdefault(host, trio.Lock()):
-            if host not in self._schemes:
-                self._schemes[host] = "https" if await self._speaks_tls(host, what) else "http"
+        if host not in self._schemes:
+            async with self._probes.setdefault(host, trio.Lock()):
+                if host not in self._schemes:
+                    self._schemes[host] = "https" if await self._speaks_tls(host, what) else "http"
         return f"{self._schemes[host]}://{host}"
 
     async def _speaks_tls(self, host: str, what: str) -> bool:
@@ -278,7 +280,7 @@ class Transport:
 
     async def _exchange(self, request: Request, extensions: dict[str, object]) -> httpx.Response:
         try:
-            url = httpx.URL(request.url)
+            url = _parsed(request.url)
             headers = {"Host": url.netloc.decode("ascii"), **_ALWAYS, **request.headers}
             if request.body is not None:
                 headers["Content-Length"] = str(len(request.body))
@@ -336,6 +338,11 @@ class Transport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+@lru_cache(maxsize=256)  # parsing costs a tenth of a request; ranges of one blob have the same address
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def _diagnose(error: httpx.HTTPError, stall_s: float) -> Diagnosis:
