@@ -1,0 +1,259 @@
+"""Containers on lazily mounted images, run by a real runtime."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from veneer.container.options import ContainerOptions, Volume
+from veneer.container.run import RunRequest, RunResult, run_image, write_image_bundle
+from veneer.container.runtime import find_runtime
+from veneer.daemon.mounts import clean_stale, umount
+from veneer.daemon.request import MountRequest
+from veneer.daemon.spawn import start_mount
+from veneer.errors import MountError, UsageError
+from veneer.mount.kernel import mount_table
+from veneer.mount.state import mount_records
+from veneer.settings import Settings
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+
+async def run(image: str, settings: Settings, *arguments: str, **options: object) -> RunResult:
+    chosen = ContainerOptions(arguments=arguments, **options)  # type: ignore[arg-type]
+    return await run_image(RunRequest(image, chosen), settings)
+
+
+def left(directory: Path) -> list[Path]:
+    mounts = [entry.mountpoint for entry in mount_table() if directory in entry.mountpoint.parents]
+    return mounts + [path for name in ("run/mounts", "cache/uppers") for path in (directory / name).glob("*")]
+
+
+def containers() -> list[str]:
+    listed = subprocess.run([find_runtime(), "list", "-q"], capture_output=True, text=True, check=True)
+    return listed.stdout.split()
+
+
+def command_line(image: str, arguments: Sequence[str], *options: str) -> list[str]:
+    return [sys.executable, "-m", "veneer", "run", *options, image, "--", *arguments]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return os.environ | {
+        "VENEER_CACHE_DIR": str(settings.cache_dir),
+        "VENEER_RUN_DIR": str(settings.run_dir),
+    }
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, image: str, script: str, *options: str
+) -> AsyncIterator[tuple[trio.Process, trio.abc.ReceiveStream]]:
+    """``veneer run`` of a shell script in a process of its own, and what it prints; waits for its end."""
+    process = await trio.lowlevel.open_process(
+        command_line(image, ["sh", "-c", script], *options),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(settings),
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with process.stdin, process.stdout:
+        try:
+            yield process, process.stdout
+            await process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+
+
+async def test_the_image_says_what_runs(
+    workplace: Path, settings: Settings, image: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = await run(image, settings)
+    assert result.exit_code == 0
+    assert capfd.readouterr().out == "hello\n"
+    assert result.store.bytes_fetched < (workplace / "layout").stat().st_size + 3_000_000, "not the large file"
+    assert not left(workplace)
+
+
+async def test_what_the_command_sees(
+    workplace: Path, settings: Settings, image: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = 'id; pwd; echo "$A $B $HOME"; hostname; echo $$; cat /proc/net/dev | grep -c :'
+    result = await run(
+        image, settings, "sh", "-c", script, environment={"B": "b"}, user="bob", hostname="box", network="none"
+    )
+    assert result.exit_code == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines == [
+        "uid=1007(bob) gid=1008(bob) groups=10(wheel)",
+        "/home",
+        "image b /home/bob",
+        "box",
+        "1",
+        "1",
+    ]
+
+
+async def test_exit_codes(
+    workplace: Path, settings: Settings, image: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (await run(image, settings, "sh", "-c", "exit 7")).exit_code == 7
+    assert (await run(image, settings, "no-such-program")).exit_code != 0
+    assert "no-such-program" in capfd.readouterr().err
+    assert not left(workplace)
+
+
+async def test_volumes_and_a_root_that_cannot_be_written(
+    workplace: Path, settings: Settings, image: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "data").mkdir()
+    (workplace / "config").write_text("configured\n")
+    script = "cat /etc/deep/config && echo out > /data/out && ! echo x > /etc/deep/config && ! touch /etc/new"
+    volumes = (Volume(workplace / "data", "/data"), Volume(workplace / "config", "/etc/deep/config", True))
+    result = await run(image, settings, "sh", "-c", script, volumes=volumes, read_only=True)
+    captured = capfd.readouterr()
+    assert result.exit_code == 0, captured.err
+    assert captured.out == "configured\n"
+    assert (workplace / "data/out").read_text() == "out\n"
+    assert (workplace / "config").read_text() == "configured\n"
+
+
+async def test_what_is_written_is_gone_afterwards(workplace: Path, settings: Settings, image: str) -> None:
+    for _ in range(2):
+        script = "test ! -e /etc/new && touch /etc/new && test -e /etc/new"
+        assert (await run(image, settings, "sh", "-c", script)).exit_code == 0
+    assert not left(workplace)
+
+
+async def test_a_second_run_fetches_nothing(settings: Settings, image: str) -> None:
+    assert (await run(image, settings)).store.requests > 0
+    assert (await run(image, settings)).store.requests == 0
+
+
+async def test_standard_input_and_timing(workplace: Path, settings: Settings, image: str) -> None:
+    report = workplace / "report.json"
+    options = ("-i", "--timing", "--report", str(report))
+    done = await trio.run_process(
+        command_line(image, ["sh", "-c", "cat; exit 3"], *options),
+        stdin=b"typed",
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=environment(settings),
+    )
+    assert (done.returncode, done.stdout) == (3, b"typed")
+    assert b"first output after" in done.stderr
+    told = json.loads(report.read_bytes())
+    assert told["exit_code"] == 3
+    assert 0 < told["mounted_s"] < told["first_output_s"] < told["total_s"]
+    assert told["requests"] == told["store"]["requests"] > 0
+    done = await trio.run_process(
+        command_line(image, ["cat"]), stdin=b"typed", capture_stdout=True, env=environment(settings)
+    )
+    assert done.stdout == b"", "without -i there is no input"
+
+
+async def test_signals_reach_the_command(workplace: Path, settings: Settings, image: str) -> None:
+    script = "trap 'echo got; exit 9' TERM; echo ready; sleep 1000 & wait"
+    async with running(settings, image, script) as (process, output):
+        assert await output.receive_some() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert await output.receive_some() == b"got\n"
+    assert process.returncode == 9
+    assert not left(workplace)
+
+
+async def test_a_command_that_ignores_signals_is_killed_when_asked_often(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    script = "trap 'echo no' INT; echo ready; while true; do sleep 1000 & wait; done"
+    async with running(settings, image, script) as (process, output):
+        assert await output.receive_some() == b"ready\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            assert await output.receive_some() == b"no\n"
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not left(workplace)
+
+
+async def test_after_kill_9_the_next_command_ends_the_container(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async with running(settings, image, "echo ready; sleep 1000") as (process, output):
+        assert await output.receive_some() == b"ready\n"
+        (record,) = mount_records(settings.run_dir)
+        assert record.id in containers()
+        process.kill()
+    assert [stale.id for stale in await clean_stale(settings.run_dir)] == [record.id]
+    assert record.id not in containers()
+    assert not left(workplace)
+
+
+async def test_unmounting_the_root_of_a_container_is_refused(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async with running(settings, image, "trap exit TERM; echo ready; sleep 1000 & wait") as (process, output):
+        assert await output.receive_some() == b"ready\n"
+        (record,) = mount_records(settings.run_dir)
+        with pytest.raises(MountError, match="running container"):
+            await umount(record.mountpoint, settings.run_dir)
+        process.terminate()
+    assert not left(workplace)
+
+
+async def test_a_terminal(settings: Settings, image: str) -> None:
+    ours, theirs = pty.openpty()
+    process = await trio.lowlevel.open_process(
+        command_line(image, ["sh", "-c", "tty; test -t 0 && echo $TERM"], "-t"),
+        stdin=theirs,
+        stdout=theirs,
+        env=environment(settings),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    output = b""
+    try:
+        while chunk := await trio.to_thread.run_sync(os.read, ours, 1024):
+            output += chunk
+    except OSError:
+        pass  # how a terminal says that its other end has been closed
+    finally:
+        os.close(ours)
+    assert await process.wait() == 0, output
+    assert output == b"/dev/pts/0\r\nxterm\r\n"
+
+
+async def test_what_cannot_run_leaves_nothing(workplace: Path, settings: Settings, image: str) -> None:
+    with pytest.raises(UsageError, match="not in /etc/passwd"):
+        await run(image, settings, user="mallory")
+    with pytest.raises(UsageError, match="not found"):
+        await run_image(RunRequest(image, ContainerOptions(), runtime="no-such-runtime"), settings)
+    with pytest.raises(UsageError, match="not a terminal"):
+        await run(image, settings, terminal=True)
+    assert not left(workplace)
+
+
+async def test_a_bundle_runs_with_a_mount_in_it(workplace: Path, settings: Settings, image: str) -> None:
+    bundle = workplace / "bundle"
+    await write_image_bundle(image, bundle, ContainerOptions(), settings)
+    with pytest.raises(UsageError, match="already"):
+        await write_image_bundle(image, bundle, ContainerOptions(), settings)
+    await start_mount(MountRequest.create(image, bundle / "rootfs", settings, writable=True))
+    command = [str(find_runtime()), "run", "--bundle", str(bundle), f"veneer-test-{os.getpid()}"]
+    done = await trio.run_process(command, capture_stdout=True, stdin=subprocess.DEVNULL)
+    assert done.stdout == b"hello\n"
+    await umount(bundle / "rootfs", settings.run_dir)
+    assert (bundle / "rootfs").is_dir(), "it was there before"
