@@ -12,8 +12,12 @@ from tests.index.trees import Node, device_size, lay_out, layers, mutate
 
 from veneer.errors import IntegrityError
 from veneer.index import wire_tree
+from veneer.index.build import TreeBuilder
 from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree
+from veneer.index.tar import TarParser
 from veneer.index.wire import decode_tree, encode_tree
+from veneer.testing.images import Layer, random_layers
+from veneer.testing.tars import tar
 
 LARGE: Final = 1 << 40
 FILE: Final = stat.S_IFREG | 0o644
@@ -55,6 +59,17 @@ def small_tree(**changes: object) -> LayerTree:
 def test_what_is_encoded_decodes_to_the_same(root: Node) -> None:
     tree, _ = lay_out(root)
     assert same(decode_tree(encode_tree(tree), device_size(tree)), tree)
+
+
+@given(random_layers(), st.sampled_from(["drop", "keep"]))
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_built_from_a_tar_can_be_written(items: list[Layer], devices: str) -> None:
+    for layer in items:
+        parser, builder, stream = TarParser(), TreeBuilder(devices), tar(layer)
+        for entry in (*parser.feed(stream), *parser.finish()):
+            builder.add(entry)
+        tree = builder.finish()
+        assert same(decode_tree(encode_tree(tree), len(stream)), tree)
 
 
 @given(layers(), st.data())
