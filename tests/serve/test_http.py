@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -132,7 +132,9 @@ async def test_an_error_reaches_a_client_that_still_sends() -> None:
             await stream.send_all(bytes(size))
 
         nursery.start_soon(send)
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 413")
+        answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"Connection: close" in answer  # or the client would send its next request here
 
 
 async def test_a_small_unread_body_does_not_cost_the_connection() -> None:
@@ -158,6 +160,23 @@ async def test_slow_clients_are_cut_off(jumping_clock: MockClock, data: bytes, s
         start = trio.current_time()
         assert await talk(connect, data) == b""
         assert trio.current_time() - start == pytest.approx(seconds)
+
+
+async def test_a_request_that_drips_in_is_cut_off_all_the_same(jumping_clock: MockClock) -> None:
+    async with serving(hello, limits=LIMITS) as (_, connect), await connect() as stream:
+        start = trio.current_time()
+
+        async def drip() -> None:
+            for byte in get():
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(bytes([byte]))
+                await trio.sleep(6)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip)
+            assert await everything(stream) == b""
+            assert trio.current_time() - start == pytest.approx(10)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_does_not_read_is_cut_off(jumping_clock: MockClock, tmp_path: Path) -> None:

@@ -102,8 +102,14 @@ class _RequestBody:
     """Iterates over the body of the current request; sends 100 Continue when somebody wants to read it."""
 
     connection: "Connection"
+    #: Bytes that are still to come, or None when only the end will tell.
+    left: int | None
     ended: bool = False
-    received: int = field(default=0)
+
+    @property
+    def droppable(self) -> bool:
+        """Whether what is left is known to be little enough to read it for nothing."""
+        return self.ended or (self.left is not None and self.left <= MAX_DRAIN)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -117,7 +123,8 @@ class _RequestBody:
             await connection.send(connection.protocol.send(go_ahead) or b"")
         event = await connection.next_event(connection.service.limits.receive_s)
         if isinstance(event, h11.Data):
-            self.received += len(event.data)
+            if self.left is not None:
+                self.left -= len(event.data)
             return bytes(event.data)
         if isinstance(event, h11.EndOfMessage):
             self.ended = True
@@ -181,7 +188,7 @@ class Connection:
         self.service.on_request(record)
         try:
             response = await self.service.handler(request)
-            await self._respond(request, response, record)
+            await self._respond(request, response, record, last=not body.droppable)
         except h11.RemoteProtocolError as error:
             if self.protocol.our_state is not h11.SEND_RESPONSE:
                 return False
@@ -219,14 +226,17 @@ class Connection:
             raise h11.RemoteProtocolError(f"malformed request target: {error}") from error
         if not path.startswith("/") or not path.isprintable():
             raise h11.RemoteProtocolError("malformed request target")
-        body = _RequestBody(self)
         length = next((int(value) for name, value in headers if name == "content-length"), None)
+        chunked = any(name == "transfer-encoding" for name, _ in headers)
+        body = _RequestBody(self, None if chunked else length or 0)
         method = head.method.decode("ascii")
         request = Request(method, path, query, headers, body, "https" if self.service.tls else "http", length)
         record = RequestRecord(method, path, target.query, headers, request.header("range"))
         return request, body, record
 
-    async def _respond(self, request: Request, response: Response, record: RequestRecord) -> None:
+    async def _respond(
+        self, request: Request, response: Response, record: RequestRecord, *, last: bool
+    ) -> None:
         headers = [*response.headers, ("Date", formatdate(usegmt=True))]
         length = body_length(response.body)
         empty = request.method == "HEAD" or response.status in (204, 304)
@@ -234,8 +244,9 @@ class Connection:
             headers.append(("Content-Length", str(length)))
         elif length is None and not empty:
             headers.append(("Transfer-Encoding", "chunked"))
-        if self.service.stopping or self.protocol.they_are_waiting_for_100_continue:
-            # A client that still waits for 100 Continue may or may not send its body: only closing is safe.
+        if last or self.service.stopping or self.protocol.they_are_waiting_for_100_continue:
+            # Said before the client could use the connection again. One that still waits for 100 Continue may
+            # or may not send its body: only closing is safe.
             headers.append(("Connection", "close"))
         head = self.protocol.send(h11.Response(status_code=response.status, headers=headers)) or b""
         record.status = response.status
@@ -310,14 +321,12 @@ class Connection:
         await self.send((head or b"") + body)
 
     async def _reusable(self, body: _RequestBody) -> bool:
-        """Whether the connection can take another request; an unread body is dropped first."""
-        if self.protocol.they_are_waiting_for_100_continue or self.protocol.our_state is not h11.DONE:
+        """Whether the connection takes another request; what is left of this one is read and dropped first."""
+        if self.protocol.our_state is not h11.DONE:
             return False
-        allowance = body.received + MAX_DRAIN
         try:
             async for _ in body:
-                if body.received > allowance:
-                    return False
+                pass
         except h11.RemoteProtocolError:
             return False
         return self.protocol.their_state is h11.DONE
