@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from tests.erofs.images import index_of
 from tests.erofs.mounts import mounted_image
-
 from veneer.erofs.ondisk import DeviceSlot
 from veneer.erofs.writer import write_erofs
 from veneer.index.model import Extent

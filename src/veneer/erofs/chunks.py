@@ -80,12 +80,12 @@ class ChunkMapper:
         self._check(node, size, joined)
         bits = _chunk_bits(size, joined)
         count = _count(size, bits)
-        self._chunks += count
-        if count > MAX_CHUNKS or self._chunks > MAX_IMAGE_CHUNKS:
+        if count > MAX_CHUNKS or self._chunks + count > MAX_IMAGE_CHUNKS:
             raise UnsupportedFormat(
                 f"file of node {node}: {size} bytes with {len(joined)} pieces need too many chunks for EROFS",
                 hint="mount the image with --backend fuse",
             )
+        self._chunks += count
         return CHUNK_INDEXES | bits, self._entries(node, size, joined, bits)
 
     def _check(self, node: int, size: int, extents: Sequence[Extent]) -> None:

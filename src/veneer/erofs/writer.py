@@ -12,42 +12,31 @@ and of symlinks that do not fit behind their inode.
 import hashlib
 import stat
 import struct
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, repeat
-from operator import add, gt
+from itertools import chain, count, repeat
 from typing import Final
 
-from veneer.erofs.chunks import ChunkMapper, Copy, whole_file_bits
+from veneer.erofs.chunks import ChunkMapper, Copy
 from veneer.erofs.directories import Directory
+from veneer.erofs.inodes import FILE_SIZE, PlannedInode, fits_inline, pack_files, pack_inodes, superblock
 from veneer.erofs.ondisk import (
     BLOCK,
     BLOCK_BITS,
-    CHUNK_INDEXES,
     CHUNK_LAYOUT,
-    COMPAT,
     DEVICE_SLOT,
-    ENTRY,
     FILE_TYPES,
-    INCOMPAT,
     INLINE_LAYOUT,
-    INODE,
     INODE_SIZE,
-    MAGIC,
     MAX_BLOCKS,
     MAX_CHUNK_BITS,
     MAX_DEVICES,
-    NANOSECONDS,
-    NO_BLOCK,
     PATH_MAX,
     PLAIN_LAYOUT,
     SLOT,
     SLOT_SIZE,
     SLOTS_AT,
-    SUPERBLOCK,
     SUPERBLOCK_AT,
     TAG_SIZE,
     DeviceSlot,
@@ -55,17 +44,12 @@ from veneer.erofs.ondisk import (
     encode_rdev,
     seal,
 )
-from veneer.erofs.xattrs import pack_xattrs, xattr_count
+from veneer.erofs.xattrs import pack_xattrs
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index.model import Extent, ImageIndex
 
 __all__ = ["ErofsImage", "write_erofs"]
 
-#: A regular file with data in one chunk and without extended attributes: its inode, its chunk index, and what
-#: is left of the last slot.
-_FILE: Final = struct.Struct("<H2xH2xQIIIIqII16x2xHI24x")
-#: Chunk format of a file in one chunk, by the number of bits of its size less one.
-_FORMATS: Final = [CHUNK_INDEXES | whole_file_bits(1 << bits) for bits in range(64)]
 _MAX_WHOLE: Final = BLOCK << MAX_CHUNK_BITS
 _REGULAR: Final = stat.S_IFREG >> 12
 _DIRECTORY: Final = stat.S_IFDIR >> 12
@@ -124,39 +108,6 @@ def write_erofs(
     return _Writer(index, packs, placements or {}).write()
 
 
-@dataclass(slots=True)
-class _Inode:
-    """One inode that is not made in bulk.
-
-    Args:
-        node: what it is of.
-        layout: where its data are.
-        size: of its data.
-        union: device number, chunk format, or the first of its own blocks.
-        xattrs: what follows it.
-        body: what follows that; of a directory, empty until the nids are known.
-        body_length: of the body, when it will be there.
-        content: what is in blocks of its own; of a directory, as ``body``.
-        blocks: the number of those blocks.
-    """
-
-    node: int
-    layout: int
-    size: int
-    union: int = NO_BLOCK
-    xattrs: bytes = b""
-    body: bytes = b""
-    body_length: int = 0
-    content: bytes = b""
-    blocks: int = 0
-
-    @property
-    def body_at(self) -> int:
-        """Offset of the body from the inode."""
-        end = INODE_SIZE + len(self.xattrs)
-        return align(end, ENTRY.size) if self.layout == CHUNK_LAYOUT else end
-
-
 class _Writer:
     def __init__(
         self, index: ImageIndex, packs: Sequence[DeviceSlot], placements: Mapping[int, Sequence[Extent]]
@@ -179,9 +130,9 @@ class _Writer:
         devices = self._all_devices()  # files in several chunks decide whether there is a tail
 
         files_at = self._place(folders, SLOTS_AT + SLOT_SIZE * len(devices))
-        rest_at = files_at + _FILE.size * len(files)
-        for position, node in enumerate(files):
-            self._nids[node] = (files_at + _FILE.size * position) // SLOT
+        rest_at = files_at + FILE_SIZE * len(files)
+        for node, nid in zip(files, count(files_at // SLOT, FILE_SIZE // SLOT), strict=False):
+            self._nids[node] = nid
         end = self._place(rest, rest_at)
         blocks = align(end, BLOCK) >> BLOCK_BITS
         for item in chain(folders, rest):
@@ -192,12 +143,12 @@ class _Writer:
         self._fill(folders, directories)
         inodes = len(folders) + len(files) + len(rest)
         image = bytearray(blocks << BLOCK_BITS)
-        image[SUPERBLOCK_AT:SLOTS_AT] = self._superblock(inodes, blocks, len(devices))
+        image[SUPERBLOCK_AT:SLOTS_AT] = superblock(self._nids[self._index.root], inodes, blocks, len(devices))
         for number, slot in enumerate(devices):
             DEVICE_SLOT.pack_into(image, SLOTS_AT + SLOT_SIZE * number, slot.tag, slot.blocks, 0)
-        self._pack(image, folders, 1)
-        image[files_at:rest_at] = b"".join(self._packed_files(files, len(folders) + 1))
-        self._pack(image, rest, len(folders) + len(files) + 1)
+        pack_inodes(image, self._index, self._nids, folders, 1)
+        image[files_at:rest_at] = pack_files(self._index, self._devices, files, len(folders) + 1)
+        pack_inodes(image, self._index, self._nids, rest, len(folders) + len(files) + 1)
         seal(image)
         return ErofsImage(bytes(image), devices, tuple(self._mapper.copies), dict(self._dropped), inodes)
 
@@ -238,19 +189,19 @@ class _Writer:
                 others.append(node)
         return files, others
 
-    def _folder(self, directory: Directory) -> _Inode:
+    def _folder(self, directory: Directory) -> PlannedInode:
         xattrs = self._xattrs(directory.node)
-        item = _Inode(directory.node, PLAIN_LAYOUT, directory.size, xattrs=xattrs)
-        if _fits_inline(xattrs, directory.tail):
+        item = PlannedInode(directory.node, PLAIN_LAYOUT, directory.size, xattrs=xattrs)
+        if fits_inline(xattrs, directory.tail):
             item.layout, item.body_length = INLINE_LAYOUT, directory.tail
         item.blocks = align(directory.size - item.body_length, BLOCK) >> BLOCK_BITS
         return item
 
-    def _inode(self, node: int) -> _Inode:
+    def _inode(self, node: int) -> PlannedInode:
         """Anything but a directory."""
         index = self._index
         mode, size = index.mode[node], index.size[node]
-        item = _Inode(node, PLAIN_LAYOUT, 0, xattrs=self._xattrs(node))
+        item = PlannedInode(node, PLAIN_LAYOUT, 0, xattrs=self._xattrs(node))
         if stat.S_ISLNK(mode):
             target = index.targets[node]
             item.size = len(target)
@@ -258,7 +209,7 @@ class _Writer:
                 raise UnsupportedFormat(
                     f"the target of a symlink has {item.size} bytes, which Linux does not allow"
                 )
-            if _fits_inline(item.xattrs, item.size):
+            if fits_inline(item.xattrs, item.size):
                 item.layout, item.body, item.body_length = INLINE_LAYOUT, target, item.size
             else:
                 item.content, item.blocks = target, align(item.size, BLOCK) >> BLOCK_BITS
@@ -304,7 +255,7 @@ class _Writer:
             digest.update(struct.pack("<4Q", copy.offset, copy.length, copy.device, copy.source))
         return DeviceSlot(digest.hexdigest().encode(), self._mapper.tail_blocks << BLOCK_BITS)
 
-    def _place(self, items: Iterable[_Inode], position: int) -> int:
+    def _place(self, items: Iterable[PlannedInode], position: int) -> int:
         """Give items their nids from ``position`` on; returns where the next region starts."""
         for item in items:
             if item.layout == INLINE_LAYOUT:
@@ -320,95 +271,10 @@ class _Writer:
             position = align(position + length, SLOT)
         return position
 
-    def _fill(self, folders: Iterable[_Inode], directories: Iterable[Directory]) -> None:
+    def _fill(self, folders: Iterable[PlannedInode], directories: Iterable[Directory]) -> None:
         """Give directories their content, now that all nids are known."""
         types = [_TYPES[mode >> 12] for mode in self._index.mode]
         for folder, directory in zip(folders, directories, strict=True):
             content = directory.pack(self._nids, types)
             cut = directory.size - folder.body_length
             folder.content, folder.body = content[:cut], content[cut:]
-
-    def _pack(self, image: bytearray, items: Iterable[_Inode], ino: int) -> None:
-        index = self._index
-        for number, item in enumerate(items, ino):
-            node = item.node
-            at = self._nids[node] * SLOT
-            seconds, nanoseconds = divmod(index.mtime_ns[node], NANOSECONDS)
-            INODE.pack_into(
-                image,
-                at,
-                item.layout,
-                xattr_count(item.xattrs),
-                index.mode[node],
-                0,
-                item.size,
-                item.union,
-                number,
-                index.uid[node],
-                index.gid[node],
-                seconds,
-                nanoseconds,
-                index.nlink[node],
-            )
-            if item.xattrs:
-                image[at + INODE_SIZE : at + INODE_SIZE + len(item.xattrs)] = item.xattrs
-            if item.body:
-                start = at + item.body_at
-                image[start : start + item.body_length] = item.body
-            if item.content:
-                start = item.union << BLOCK_BITS
-                image[start : start + len(item.content)] = item.content
-
-    def _packed_files(self, nodes: Sequence[int], ino: int) -> Iterator[bytes]:
-        """Records of files that have one chunk."""
-        index = self._index
-        sizes = [index.size[node] for node in nodes]
-        places = [index.data[node] for node in nodes]
-        times = [index.mtime_ns[node] for node in nodes]
-        devices = list(map(partial(bisect_right, index.bases), nodes))  # numbers of chunk indexes begin with 1
-        limits = [0, *(slot.size for slot in self._devices)]
-        if any(map(gt, map(add, places, sizes), map(limits.__getitem__, devices))):
-            raise IntegrityError("the data of a file lie outside its device")
-        return map(
-            _FILE.pack,
-            repeat(CHUNK_LAYOUT),
-            map(index.mode.__getitem__, nodes),
-            sizes,
-            [_FORMATS[(size - 1).bit_length()] for size in sizes],
-            range(ino, ino + len(nodes)),
-            map(index.uid.__getitem__, nodes),
-            map(index.gid.__getitem__, nodes),
-            [time // NANOSECONDS for time in times],
-            [time % NANOSECONDS for time in times],
-            map(index.nlink.__getitem__, nodes),
-            devices,
-            [place >> BLOCK_BITS for place in places],
-        )
-
-    def _superblock(self, inodes: int, blocks: int, devices: int) -> bytes:
-        return SUPERBLOCK.pack(
-            MAGIC,
-            0,
-            COMPAT,
-            BLOCK_BITS,
-            0,
-            self._nids[self._index.root],
-            inodes,
-            0,
-            0,
-            blocks,
-            0,
-            0,
-            bytes(16),
-            bytes(16),
-            INCOMPAT,
-            0,
-            devices,
-            SLOTS_AT // SLOT_SIZE,
-            bytes(38),
-        )
-
-
-def _fits_inline(xattrs: bytes, length: int) -> bool:
-    """Whether a body fits in one block with its inode."""
-    return INODE_SIZE + len(xattrs) + length <= BLOCK
