@@ -60,7 +60,7 @@ def test_random_layers_have_all_there_is() -> None:
     found: set[str] = set()
 
     @given(random_layers())
-    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     def collect(layers: list[Layer]) -> None:
         found.update(features_of(layers))
 
