@@ -34,7 +34,8 @@ async def run(image: str, settings: Settings, *arguments: str, **options: object
 
 def left(directory: Path) -> list[Path]:
     mounts = [entry.mountpoint for entry in mount_table() if directory in entry.mountpoint.parents]
-    return mounts + [path for name in ("run/mounts", "cache/uppers") for path in (directory / name).glob("*")]
+    files = [path for name in ("run/mounts", "cache/uppers") for path in (directory / name).glob("*")]
+    return mounts + [path for path in files if path.name != ".lock"]
 
 
 def containers() -> list[str]:

@@ -46,7 +46,12 @@ async def ended(pid: int) -> None:
 
 def left(directory: Path) -> list[Path]:
     """What a finished mount may not leave."""
-    return [path for name in ("run/mounts", "cache/uppers") for path in (directory / name).glob("*")]
+    return [
+        path
+        for name in ("run/mounts", "cache/uppers")
+        for path in (directory / name).glob("*")
+        if path.name != ".lock"
+    ]
 
 
 def mounted_below(directory: Path) -> list[Path]:
@@ -155,8 +160,12 @@ async def test_a_busy_mount_stays_and_a_lazy_unmount_serves_its_users(
         assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
         await umount(workplace / "mnt", settings.run_dir, lazy=True)
         assert not mounts_at(workplace / "mnt")
+        again = await mount(image, workplace / "mnt", settings, writable=True)
         assert os.pread(large, 5000, 3 << 20) == LARGE[3 << 20 :][:5000], "cold, after the mount has gone"
+        assert [found.record.kind for found in await list_mounts(settings.run_dir)] == ["detached", "mount"]
     await ended(info.pid)
+    assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
+    assert (await umount(workplace / "mnt", settings.run_dir)).id == again.id
     assert not left(workplace)
 
 

@@ -30,7 +30,8 @@ def status(invocation: Invocation) -> int:
 
 def _describe(found: "MountStatus") -> str:
     record = found.record
-    where = f"{record.image} on {record.mountpoint}, served by process {record.process.pid}"
+    place = "detached but in use" if record.kind == "detached" else f"on {record.mountpoint}"
+    where = f"{record.image} {place}, served by process {record.process.pid}"
     if record.kind == "run":
         return f"{where}, the root of a container"
     if found.report is None:

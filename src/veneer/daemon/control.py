@@ -50,10 +50,8 @@ async def serve_control(
     (directory / _NAME).chmod(0o600)
     listening.listen()
     task_status.started()
-    try:
-        await trio.serve_listeners(serve, [trio.SocketListener(listening)])
-    finally:
-        (directory / _NAME).unlink(missing_ok=True)
+    # The socket goes with its directory, which may have another name by then.
+    await trio.serve_listeners(serve, [trio.SocketListener(listening)])
 
 
 async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]) -> None:

@@ -1,5 +1,6 @@
 """All mounts of one run directory: listing, asking and ending them, and cleaning up after dead ones."""
 
+import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ async def list_mounts(run_dir: Path) -> list[MountStatus]:
 
     async with trio.open_nursery() as nursery:
         for record in records:
-            if record.kind == "mount":
+            if record.kind != "run":
                 nursery.start_soon(inquire, record)
     return [MountStatus(record, reports.get(record.id)) for record in records]
 
@@ -109,6 +110,16 @@ async def clean_stale(run_dir: Path) -> list[MountRecord]:
 
 
 def _clean_stale(run_dir: Path) -> list[MountRecord]:
+    mounts = run_dir / "mounts"
+    if not mounts.is_dir():
+        return []
+    # One at a time: a second cleaner, slower than the first, would detach what has been mounted since.
+    with open(mounts / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _clean_stale_locked(run_dir)
+
+
+def _clean_stale_locked(run_dir: Path) -> list[MountRecord]:
     stale = [record for record in mount_records(run_dir) if not record.process.alive]
     for record in stale:
         if record.container is not None:
@@ -130,7 +141,7 @@ def _find_mountpoint(path: Path) -> Path:
 def _select(mountpoint: Path, records: Sequence[MountRecord]) -> MountRecord:
     for record in records:
         if record.mountpoint == mountpoint:
-            if record.kind != "mount":
+            if record.kind == "run":
                 raise MountError(
                     f"{mountpoint} is the root of a running container",
                     hint=f"end the container: kill {record.process.pid}",

@@ -24,7 +24,16 @@ from veneer.image import Image, open_image
 from veneer.mount.fuse import TreeOperations
 from veneer.mount.overlay import Upper, private_upper
 from veneer.mount.session import MountSession, mounted
-from veneer.mount.state import MountRecord, claim, detach, directory_of, mount_id, release, this_process
+from veneer.mount.state import (
+    MountRecord,
+    claim,
+    detach,
+    directory_of,
+    mount_id,
+    release,
+    retire,
+    this_process,
+)
 from veneer.source.tasks import open_nursery
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore, open_store
@@ -54,35 +63,99 @@ async def serve_mount(
     """
     began = trio.current_time()
     settings = request.settings
-    record = await trio.to_thread.run_sync(_claim, request)
-    directory = directory_of(settings.run_dir, record.id)
+    place = await trio.to_thread.run_sync(_Claim, request)
     try:
-        claimed(directory)
+        claimed(place.directory)
         async with open_nursery() as nursery:
             signals = await nursery.start(_Signals().follow, nursery.cancel_scope)
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(settings))
                 image = await stack.enter_async_context(open_image(request.image, settings, report=report))
-                service = _Service(request, record, image, store)
+                service = _Service(place, image, store)
                 session = await stack.enter_async_context(
-                    mounted(service.operations, record.mountpoint, lower=record.lower, upper=record.upper)
+                    mounted(service.operations, place.mountpoint, lower=place.lower, upper=place.upper)
                 )
-                signals.session = session
-                await nursery.start(serve_control, directory, service.control(session))
+                service.session = session
+                signals.service = service
+                await nursery.start(serve_control, place.directory, service.control())
                 ready(service.info(trio.current_time() - began))
                 await session.ended.wait()
                 nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_release, settings.run_dir, record)
+            await trio.to_thread.run_sync(place.release)
+
+
+class _Claim:
+    """The place of one mount: its record, its directory and its mount point. All methods block."""
+
+    def __init__(self, request: MountRequest) -> None:
+        settings, mountpoint = request.settings, request.mountpoint
+        name, process = mount_id(mountpoint), this_process()
+        directory = directory_of(settings.run_dir, name)
+        upper: Upper | None = None
+        if request.upper:
+            upper = Upper.at(request.upper)
+        elif request.writable:
+            # The last mount there may have been detached and still write to its own.
+            upper = private_upper(settings.cache_dir / "uppers" / f"{name}-{process.pid}")
+        self._run_dir = settings.run_dir
+        self.record = MountRecord(
+            id=name,
+            kind="mount",
+            image=request.image,
+            mountpoint=mountpoint,
+            process=process,
+            lower=directory / "lower" if upper else None,
+            upper=upper,
+            made_mountpoint=prepare_mountpoint(mountpoint),
+        )
+        try:
+            claim(settings.run_dir, self.record)
+        except MountError:
+            if self.record.made_mountpoint:
+                mountpoint.rmdir()
+            raise
+        if self.lower:
+            self.lower.mkdir()
+
+    @property
+    def directory(self) -> Path:
+        """For log and socket."""
+        return directory_of(self._run_dir, self.record.id)
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the tree is seen."""
+        return self.record.mountpoint
+
+    @property
+    def lower(self) -> Path | None:
+        """Where it is below an overlay."""
+        return self.record.lower
+
+    @property
+    def upper(self) -> Upper | None:
+        """What the overlay writes to."""
+        return self.record.upper
+
+    def retire(self) -> None:
+        """Let another mount have the place."""
+        if self.record.kind != "detached":
+            self.record = retire(self._run_dir, self.record)
+
+    def release(self) -> None:
+        """Undo everything."""
+        detach(self.record)
+        release(self._run_dir, self.record)
 
 
 class _Service:
     """What is known about one mount while it is served."""
 
-    def __init__(self, request: MountRequest, record: MountRecord, image: Image, store: SpanStore) -> None:
-        self._request = request
-        self._record = record
+    def __init__(self, claim: _Claim, image: Image, store: SpanStore) -> None:
+        self.session: MountSession | None = None
+        self._claim = claim
         self._image = image
         self._store = store
         self._attached = [
@@ -95,7 +168,7 @@ class _Service:
 
     def info(self, seconds: float) -> MountInfo:
         """What to tell whoever asked for the mount."""
-        record, transport = self._record, self._image.transport_stats
+        record, transport = self._claim.record, self._image.transport_stats
         return MountInfo(
             id=record.id,
             image=record.image,
@@ -105,13 +178,21 @@ class _Service:
             writable=record.upper is not None,
             upper=None if record.upper is None or record.upper.private else os.fspath(record.upper.directory),
             index_origin=self._image.index_origin,
-            log=os.fspath(directory_of(self._request.settings.run_dir, record.id) / "log"),
+            log=os.fspath(self._claim.directory / "log"),
             requests=transport.requests,
             bytes_received=transport.bytes_received,
             seconds=round(seconds, 4),
         )
 
-    def control(self, session: MountSession) -> Mapping[str, Operation]:
+    async def unmount(self, *, lazy: bool) -> None:
+        """End the mount. Lazily, it is served on until its last user has left, and its place is free."""
+        if self.session is None:
+            raise MountError("the mount is not ready yet")
+        await self.session.unmount(lazy=lazy)
+        if lazy:
+            await trio.to_thread.run_sync(self._claim.retire)
+
+    def control(self) -> Mapping[str, Operation]:
         """The operations of the control socket."""
 
         async def status(_request: dict[str, object]) -> dict[str, object]:
@@ -120,7 +201,7 @@ class _Service:
         async def stop(request: dict[str, object]) -> dict[str, object]:
             lazy = request.get("lazy") is True
             log.info("unmount asked for lazy=%s", lazy)
-            await session.unmount(lazy=lazy)
+            await self.unmount(lazy=lazy)
             return {"type": "stopped"}
 
         return {"status": status, "stop": stop}
@@ -140,8 +221,8 @@ class _Service:
             digest=str(image.manifest.digest),
             backend="fuse",
             index_origin=image.index_origin,
-            writable=self._record.upper is not None,
-            uptime_s=round(time.time() - self._record.since, 1),
+            writable=self._claim.record.upper is not None,
+            uptime_s=round(time.time() - self._claim.record.since, 1),
             inodes=sum(1 for links in image.index.nlink if links),
             layers=layers,
             store=self._store.stats.to_json(),
@@ -154,47 +235,11 @@ class _Service:
         )
 
 
-def _claim(request: MountRequest) -> MountRecord:
-    settings, mountpoint = request.settings, request.mountpoint
-    name = mount_id(mountpoint)
-    directory = directory_of(settings.run_dir, name)
-    made = prepare_mountpoint(mountpoint)
-    upper: Upper | None = None
-    if request.writable:
-        upper = (
-            Upper.at(request.upper) if request.upper else private_upper(settings.cache_dir / "uppers" / name)
-        )
-    record = MountRecord(
-        id=name,
-        kind="mount",
-        image=request.image,
-        mountpoint=mountpoint,
-        process=this_process(),
-        lower=directory / "lower" if upper else None,
-        upper=upper,
-        made_mountpoint=made,
-    )
-    try:
-        claim(settings.run_dir, record)
-    except MountError:
-        if made:
-            mountpoint.rmdir()
-        raise
-    if record.lower:
-        record.lower.mkdir()
-    return record
-
-
-def _release(run_dir: Path, record: MountRecord) -> None:
-    detach(record)
-    release(run_dir, record)
-
-
 class _Signals:
     """Ends a mount on request: at once while it is being made, then in order."""
 
     def __init__(self) -> None:
-        self.session: MountSession | None = None
+        self.service: _Service | None = None
 
     async def follow(
         self,
@@ -206,17 +251,17 @@ class _Signals:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             task_status.started(self)
             number = await anext(aiter(signals))
-            if self.session is not None:
-                await self._unmount(self.session, signal.Signals(number).name)
+            if self.service is not None:
+                await self._unmount(self.service, signal.Signals(number).name)
                 number = await anext(aiter(signals))
             log.warning("ending at once signal=%s", signal.Signals(number).name)
             scope.cancel()
 
     @staticmethod
-    async def _unmount(session: MountSession, name: str) -> None:
+    async def _unmount(service: _Service, name: str) -> None:
         log.info("unmounting signal=%s", name)
         try:
-            await session.unmount()
+            await service.unmount(lazy=False)
         except MountError as error:
             log.warning("detaching, and serving whoever is left cause=%r", error.message)
-            await session.unmount(lazy=True)
+            await service.unmount(lazy=True)

@@ -49,14 +49,19 @@ class MountSession:
         self.ended = trio.Event()
         self._lower = lower
         self._unmounting = trio.Lock()
+        # What is mounted there after that is somebody else's.
+        self._detached = False
 
     async def unmount(self, *, lazy: bool = False) -> None:
         """Unmount, or with ``lazy`` only make it unreachable for newcomers.
 
-        Raises MountError, with nothing changed, when the mount is in use.
+        Does nothing when that has been done before. Raises MountError, with nothing changed, when the mount is
+        in use.
         """
         async with self._unmounting:
-            await trio.to_thread.run_sync(self._unmount, lazy)
+            if not self._detached:
+                await trio.to_thread.run_sync(self._unmount, lazy)
+                self._detached = True
 
     def _unmount(self, lazy: bool) -> None:
         try:

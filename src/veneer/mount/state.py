@@ -16,14 +16,24 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.overlay import Upper, discard
 
-__all__ = ["MountRecord", "claim", "detach", "mount_id", "mount_records", "release", "sweep", "this_process"]
+__all__ = [
+    "MountRecord",
+    "claim",
+    "detach",
+    "mount_id",
+    "mount_records",
+    "release",
+    "retire",
+    "sweep",
+    "this_process",
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +70,7 @@ class MountRecord:
 
     Args:
         id: name of its directory; see :func:`mount_id`.
-        kind: ``mount``, or ``run`` for the root of a container.
+        kind: ``mount``, ``run`` for the root of a container, or ``detached``: see :func:`retire`.
         image: the reference as the user wrote it.
         mountpoint: where the tree is seen; absolute, no symbolic links in it.
         process: who serves it.
@@ -140,11 +150,13 @@ def mount_records(run_dir: Path) -> list[MountRecord]:
     found = []
     for path in (run_dir / "mounts").glob("[!.]*/" + _STATE):
         try:
-            found.append(MountRecord.from_json(json.loads(path.read_bytes())))
+            record = MountRecord.from_json(json.loads(path.read_bytes()))
         except FileNotFoundError:
             continue  # it was unmounted just now
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("mount record not readable path=%s cause=%r", path, error)
+        else:
+            found.append(replace(record, id=path.parent.name))
     return sorted(found, key=lambda record: record.since)
 
 
@@ -160,6 +172,22 @@ def detach(record: MountRecord) -> None:
     if record.made_mountpoint:
         with contextlib.suppress(OSError):  # somebody put something into it: theirs now
             record.mountpoint.rmdir()
+
+
+def retire(run_dir: Path, record: MountRecord) -> MountRecord:
+    """Give up the place of a mount that has been detached but is still in use, so that another can have it."""
+    name = f"{record.id}-{record.process.pid}"
+    directory, new = directory_of(run_dir, record.id), directory_of(run_dir, name)
+    detached = replace(
+        record, id=name, kind="detached", mountpoint=new / "detached", lower=None, made_mountpoint=False
+    )
+    if record.made_mountpoint:
+        with contextlib.suppress(OSError):
+            record.mountpoint.rmdir()
+    _write(directory / f".{_STATE}", detached)
+    (directory / f".{_STATE}").replace(directory / _STATE)
+    directory.rename(new)
+    return detached
 
 
 def release(run_dir: Path, record: MountRecord) -> None:
