@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.index.trees import BLOCK, Node, few_names, lay_out, layer_of, layers
 
+from tests.index.trees import BLOCK, Node, few_names, lay_out, layer_of, layers
 from veneer.errors import IntegrityError
 from veneer.index.merge import merge
 from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, Extent, ImageIndex, MetadataPolicy

@@ -6,8 +6,8 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.index.trees import Node, lay_out, layer_of, layers
 
+from tests.index.trees import Node, lay_out, layer_of, layers
 from veneer.errors import IntegrityError, UnsupportedFormat, VeneerError
 from veneer.index import wire_header
 from veneer.index.model import LayerIndex, LayerTree, MetadataPolicy

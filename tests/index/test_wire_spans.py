@@ -6,8 +6,8 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.index.trees import mutate, span_tables
 
+from tests.index.trees import mutate, span_tables
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index import wire_spans
 from veneer.index.model import Codec, SpanTable

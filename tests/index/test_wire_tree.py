@@ -2,20 +2,22 @@
 
 import stat
 from array import array
+from collections.abc import Mapping
 from typing import Final
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.index.trees import Node, device_size, lay_out, layers, mutate
 
+from tests.index.trees import Node, device_size, lay_out, layers, mutate
 from veneer.errors import IntegrityError
 from veneer.index import wire_tree
 from veneer.index.build import TreeBuilder
 from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree
 from veneer.index.tar import TarParser
 from veneer.index.wire import decode_tree, encode_tree
+from veneer.index.wire_columns import unsigned_column
 from veneer.testing.images import Layer, random_layers
 from veneer.testing.tars import tar
 
@@ -118,6 +120,7 @@ def test_the_smallest_tree_is_a_root() -> None:
         ({"mtime_ns": (4, 1)}, "time of its own"),
         ({"uid": (6, 1 << 32)}, "exceeds 32 bits"),
         ({"gid": (6, -1)}, "not well formed"),
+        ({"gid": (6, 1 << 32)}, "exceeds 32 bits"),
         ({"size": (1, 5)}, "has a size"),
         ({"size": (6, -1)}, "not well formed"),
         ({"data": (6, 4097)}, "'data'"),
@@ -172,8 +175,13 @@ def test_impossible_trees_are_not_written(changes: dict[str, object], message: s
 
 def with_field(number: int, value: object, **changes: object) -> bytes:
     """The small tree's section with one field replaced."""
+    return with_fields({number: value}, **changes)
+
+
+def with_fields(values: Mapping[int, object], **changes: object) -> bytes:
     fields = msgpack.unpackb(encode_tree(small_tree(**changes)))
-    fields[number] = value
+    for number, value in values.items():
+        fields[number] = value
     packed: bytes = msgpack.packb(fields)
     return packed
 
@@ -204,6 +212,24 @@ def with_field(number: int, value: object, **changes: object) -> bytes:
 def test_other_spellings_are_refused(field: int, value: object, message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         decode_tree(with_field(field, value), LARGE)
+
+
+def test_tables_have_no_entry_twice() -> None:
+    modes = [DIRECTORY, FILE, SYMLINK, LINK, WHITEOUT, FILE]
+    attributes = {1: bytes([0, 0, 1, 2, 3, 4, 1, 5]), 2: unsigned_column(modes)}
+    with pytest.raises(IntegrityError, match="mode, owner and group are twice"):
+        decode_tree(with_fields(attributes), LARGE)
+    with pytest.raises(IntegrityError, match="a time is twice"):
+        decode_tree(with_fields({5: bytes([0, 0, 0, 0, 0, 0, 0, 1])}), LARGE)
+    sets = {19: bytes([0, 1]), 20: bytes([1, 1]), 21: b"user.a\0user.a"}
+    with pytest.raises(IntegrityError, match="set of extended attributes is there twice"):
+        decode_tree(with_fields(sets, xattrs=dict.fromkeys([6, 7], ((b"user.a", b""),))), LARGE)
+
+
+@pytest.mark.parametrize("values", [b"val", b"value."])
+def test_values_of_attributes_must_add_up(values: bytes) -> None:
+    with pytest.raises(IntegrityError, match="do not add up"):
+        decode_tree(with_field(23, values, xattrs={6: ((b"user.a", b"value"),)}), LARGE)
 
 
 @pytest.mark.parametrize("field", [20, 26])

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.index.vectors import make
 
+from tests.index.vectors import make
 from veneer.index.dump import dump_image, dump_layer
 from veneer.index.merge import merge
 from veneer.index.model import LayerTree
