@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import trio.testing
+
 from tests.registry.servers import repository_at
 from tests.transport.settings import settings_in
-
 from veneer.registry.client import RegistryRepository
 from veneer.settings import Settings
 from veneer.testing.registry import ScriptedRegistry, scripted_registry

@@ -16,10 +16,10 @@ import pytest
 import trio
 import trio.testing
 import trustme
+
 from tests.registry.servers import repository_at
 from tests.transport.settings import settings_in
 from tests.transport.wire import Handler, Seen, Wire, serve
-
 from veneer.errors import RegistryError, Unauthorized, Unavailable, VeneerError
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -307,8 +307,13 @@ async def test_credentials_stay_with_their_registry(tmp_path: Path, log_in: LogI
         store.faults.add(Status(401, (("WWW-Authenticate", f'Basic realm="{store.host}"'),)), count=None)
         with pytest.raises(RegistryError):
             await source.read(0, 5)
+        store.faults.clear()
+        assert await source.read(0, 5) == CONFIG[:5]
     assert len(store.requests) >= 7
     assert store.leaks == []
+    # Nor does the store have a say in how the registry is spoken to.
+    sent = [record.header("authorization") for record in registry.requests if record.path != "/token"]
+    assert all(value is None or value.startswith("Bearer ") for value in sent)
 
 
 @pytest.mark.parametrize("way", ["same port", "other port", "there and back"])

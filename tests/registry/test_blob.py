@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+
 from tests.registry.servers import repository_at
 from tests.transport.settings import settings_in
 from tests.transport.wire import Seen, Wire, serve
-
 from veneer.errors import IntegrityError, NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -240,6 +240,12 @@ async def test_misplaced_bytes_are_asked_for_again_once(
     assert len(ranges(registry)) == 4
 
 
+async def test_a_range_that_the_registry_does_not_have(registry: ScriptedRegistry, blob: BlobSource) -> None:
+    registry.faults.add(Status(416, (("Content-Range", "bytes */5"),)), method="GET", count=None)
+    with pytest.raises(IntegrityError, match=r"got 416, .* \(bytes \*/5\)"):
+        await blob.read(START, LENGTH)
+
+
 async def test_without_ranges_what_is_near_the_start_is_read(
     registry: ScriptedRegistry, blob: BlobSource, transport: Transport
 ) -> None:
@@ -287,6 +293,7 @@ async def test_ranges_of_another_length(
         )
         with pytest.raises(kind):
             await blob.read(10, 6)
+    assert len(server.seen) <= 10
 
 
 class TestRedirects:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import trustme
+
 from tests.contract.repository_suite import RepositoryContract
 from tests.registry.servers import docker_registry, repository_at
 from tests.transport.settings import settings_in
-
 from veneer.registry.client import RegistryRepository
 from veneer.registry.credential import Credential
 from veneer.serve.registry import TokenAuth, serve_registry

@@ -10,8 +10,8 @@ import trio.testing
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from tests.transport.settings import settings_in
 
+from tests.transport.settings import settings_in
 from veneer.errors import UsageError
 from veneer.registry.helper import HELPER_TIMEOUT_S
 from veneer.registry.keychain import Credential, Keychain

@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+
 from tests.registry.servers import repository_at
 from tests.transport.wire import Handler, Seen, Wire, serve
-
 from veneer.errors import (
     IntegrityError,
     NotFound,

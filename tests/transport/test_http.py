@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 import trustme
+
 from tests.transport.settings import settings_in
 from tests.transport.wire import Seen, Wire, serve
-
 from veneer.errors import RegistryError, Unavailable, UsageError
 from veneer.transport import Request, Transport
 
@@ -98,6 +98,17 @@ async def test_a_body_may_be_left_half_read(transport: Transport) -> None:
         with pytest.raises(KeyError):
             await fail_inside()
         assert len(await fetch(transport, f"http://{server.host}/", 4 << 20)) == 4 << 20
+
+
+async def test_leaving_a_body_does_not_wait_for_it(transport: Transport) -> None:
+    async def begun(seen: Seen, wire: Wire) -> None:
+        await wire.answer(200, b"begun", length=1 << 30)
+        await trio.sleep_forever()
+
+    async with serve(begun) as server:
+        with trio.fail_after(transport.stall_s / 2):
+            async with await transport.send(Request("GET", f"http://{server.host}/", "app")) as response:
+                assert await response.prefix(2) == b"be"
 
 
 async def test_short_rests_of_bodies_keep_the_connection(transport: Transport) -> None:

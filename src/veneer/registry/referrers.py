@@ -130,14 +130,11 @@ class Referrers:
 
 async def _entries(response: Response) -> list[Descriptor] | None:
     """The entries of one page; None for what is not an index at all, such as a login page."""
-    content_type = response.header("Content-Type").partition(";")[0].strip().lower()
-    if content_type not in (OCI_INDEX, "application/json"):
-        return None
     data = await response.body(MAX_MANIFEST_SIZE)
     try:
         return list(Index.parse(data, OCI_INDEX).manifests)
     except (IntegrityError, UnsupportedFormat):
-        if content_type == OCI_INDEX:
+        if response.header("Content-Type").startswith(OCI_INDEX):
             raise
         return None
 
