@@ -118,9 +118,9 @@ def pack_inodes(
 
 def pack_files(index: ImageIndex, devices: Sequence[DeviceSlot], nodes: Sequence[int], ino: int) -> bytes:
     """The records of files in one chunk, numbered from ``ino``: column by column, with no Python a file."""
-    sizes = [index.size[node] for node in nodes]
-    places = [index.data[node] for node in nodes]
-    times = [index.mtime_ns[node] for node in nodes]
+    sizes = list(map(index.size.__getitem__, nodes))
+    places = list(map(index.data.__getitem__, nodes))
+    times = list(map(index.mtime_ns.__getitem__, nodes))
     device_ids = list(map(partial(bisect_right, index.bases), nodes))  # numbers of chunk indexes begin with 1
     limits = [0, *(slot.size for slot in devices)]
     if any(map(gt, map(add, places, sizes), map(limits.__getitem__, device_ids))):

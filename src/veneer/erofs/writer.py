@@ -51,10 +51,10 @@ from veneer.index.model import Extent, ImageIndex
 __all__ = ["ErofsImage", "write_erofs"]
 
 _MAX_WHOLE: Final = BLOCK << MAX_CHUNK_BITS
-_REGULAR: Final = stat.S_IFREG >> 12
-_DIRECTORY: Final = stat.S_IFDIR >> 12
 #: Dirent types by type bits of a mode, where :meth:`Directory.pack` wants them.
 _TYPES: Final = [FILE_TYPES.get(kind << 12, 0) << 16 for kind in range(16)]
+_REGULAR: Final = _TYPES[stat.S_IFREG >> 12]
+_DIRECTORY: Final = _TYPES[stat.S_IFDIR >> 12]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,6 +120,7 @@ class _Writer:
         self._mapper = ChunkMapper(self._devices)
         self._dropped: Counter[str] = Counter()
         self._nids = [0] * len(index.mode)
+        self._types = [_TYPES[mode >> 12] for mode in index.mode]
 
     def write(self) -> ErofsImage:
         """Plan, place, then pack."""
@@ -154,30 +155,30 @@ class _Writer:
 
     def _directories(self) -> list[Directory]:
         """Every directory, breadth first."""
-        mode, children = self._index.mode, self._index.children
+        types, children = self._types, self._index.children
         found = [self._index.root]
         parents = [self._index.root]
         directories = []
         for node, parent in zip(found, parents, strict=True):  # both grow as they are read
             kids = children.get(node, {})
             directories.append(Directory(node, parent, kids))
-            inner = [kid for kid in kids.values() if mode[kid] >> 12 == _DIRECTORY]
+            inner = [kid for kid in kids.values() if types[kid] == _DIRECTORY]
             found += inner
             parents += repeat(node, len(inner))
-            if len(found) > len(mode):
+            if len(found) > len(types):
                 raise IntegrityError("a directory of the tree is in several places")
         return directories
 
     def _classes(self, directories: Iterable[Directory]) -> tuple[list[int], list[int]]:
         """All nodes but directories, breadth first, once each: files that are made in bulk, and others."""
         index = self._index
-        mode, size, data = index.mode, index.size, index.data
+        types, size, data = self._types, index.size, index.data
         special = index.xattrs.keys() | index.segments.keys() | self._placements.keys()
         files, others = [], []
         empty: dict[bytes, int] = {}
         values = (index.children.get(directory.node, empty).values() for directory in directories)
         for node in dict.fromkeys(chain.from_iterable(values)):
-            kind = mode[node] >> 12
+            kind = types[node]
             if (
                 kind == _REGULAR
                 and node not in special
@@ -273,8 +274,7 @@ class _Writer:
 
     def _fill(self, folders: Iterable[PlannedInode], directories: Iterable[Directory]) -> None:
         """Give directories their content, now that all nids are known."""
-        types = [_TYPES[mode >> 12] for mode in self._index.mode]
         for folder, directory in zip(folders, directories, strict=True):
-            content = directory.pack(self._nids, types)
+            content = directory.pack(self._nids, self._types)
             cut = directory.size - folder.body_length
             folder.content, folder.body = content[:cut], content[cut:]
