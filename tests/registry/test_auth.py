@@ -131,6 +131,29 @@ class TestTokens:
                 nursery.start_soon(repository.manifest, "v1")
         assert auth.issued == 1
 
+    async def test_one_refusal_for_all_who_wait(self, registry: ScriptedRegistry, log_in: LogIn) -> None:
+        hold, last = Hold(), Hold()
+        registry.faults.add(last, path="/manifests/", nth=5)
+        registry.faults.add(hold, path="/token")
+        registry.faults.add(Status(403), path="/token", count=None)
+        async with (
+            client(registry.host, log_in(registry.host, None)) as repository,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def fails() -> None:
+                with pytest.raises(Unauthorized):
+                    await repository.manifest("v1")
+
+            for _ in range(5):
+                nursery.start_soon(fails)
+            await hold.arrived.wait()
+            await last.arrived.wait()
+            last.release.set()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            hold.release.set()
+        assert len(registry.asked("GET", "/token")) == 1
+
     async def test_a_cancelled_waiter_does_not_take_the_token_along(
         self, registry: ScriptedRegistry, auth: TokenAuth, log_in: LogIn
     ) -> None:

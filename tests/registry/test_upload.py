@@ -61,6 +61,13 @@ async def test_large_blobs_go_in_chunks(registry: ScriptedRegistry, repository: 
     assert await stored(repository, LARGE)
 
 
+async def test_the_same_blob_is_sent_once(registry: ScriptedRegistry, repository: RegistryRepository) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(repository.push_blob, described(SMALL), opener(SMALL))
+    assert methods(registry) == ["HEAD", "POST", "PUT", "HEAD", "HEAD", "HEAD"]
+
+
 FAULTS = [Reset(), Delay(100), Status(500), Status(503), Status(429)]
 
 
