@@ -131,6 +131,20 @@ def test_a_contradictory_header_is_refused(packed: bytes, offset: int, value: by
         parse_header(patched(packed, offset, value))
 
 
+def test_a_well_formed_header_of_too_many_layers_is_refused() -> None:
+    ref = SectionRef(0, 1, bytes(32), 1, bytes(32))
+    record = LayerRecord(Digest.of(b""), Digest.of(b""), ref, ref, None)
+    with pytest.raises(IntegrityError, match="number of layers"):
+        parse_header(pack_header([record] * 1001, ref))
+
+
+@pytest.mark.parametrize(("stored_length", "length"), [(0, 1), (1, 0)])
+def test_no_section_is_empty(stored_length: int, length: int) -> None:
+    ref = SectionRef(header_length(0), stored_length, bytes(32), length, bytes(32))
+    with pytest.raises(IntegrityError, match="sections are empty"):
+        parse_header(pack_header([], ref))
+
+
 def test_sections_together_are_bounded(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = sum(ref.length for ref in parse_header(packed).sections())
     monkeypatch.setattr(wire_header, "MAX_PLAIN_SIZE", plain)

@@ -85,6 +85,13 @@ def test_mutated_sections_are_refused_or_canonical(root: Node, data: st.DataObje
     assert encode_tree(decoded, LARGE) == mutated
 
 
+@pytest.mark.parametrize("mode", [FILE, LINK, WHITEOUT])
+def test_a_lone_root_is_a_directory(mode: int) -> None:
+    zero = array("q", [0])
+    with pytest.raises(IntegrityError, match="root is not a directory"):
+        encode_tree(LayerTree([b""], array("q", [mode]), zero, zero, zero, zero, zero, zero, zero))
+
+
 @given(layers())
 @settings(deadline=None, max_examples=50)
 def test_data_must_lie_in_the_device(root: Node) -> None:

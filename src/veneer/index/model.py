@@ -61,7 +61,7 @@ class Codec:
 
 
 class Span(NamedTuple):
-    """One row of a :class:`SpanTable`: offsets and lengths in bytes, ``digest`` = SHA-256 of the stored bytes."""
+    """One row of a :class:`SpanTable`: offsets and lengths in bytes, ``digest`` = SHA-256 of what is stored."""
 
     number: int
     offset: int
