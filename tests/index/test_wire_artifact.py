@@ -13,6 +13,7 @@ from veneer.index import wire_header
 from veneer.index.model import LayerIndex, LayerTree, MetadataPolicy
 from veneer.index.wire import (
     SectionRef,
+    decode_policy,
     decode_section,
     encode_tree,
     header_length,
@@ -20,6 +21,7 @@ from veneer.index.wire import (
     parse_header,
     unpack_index,
 )
+from veneer.index.wire_columns import pack
 from veneer.index.wire_header import LayerRecord, pack_header
 from veneer.oci.digest import Digest
 
@@ -227,3 +229,18 @@ def test_too_many_layers_are_not_written() -> None:
 def test_impossible_policies_are_not_written(policy: MetadataPolicy) -> None:
     with pytest.raises(IntegrityError):
         pack_index([], policy)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(["drop", 2, b"b\0a", bytes([1, 2])], id="not sorted"),
+        pytest.param(["drop", 2, b"a\0a", bytes([1, 2])], id="twice"),
+        pytest.param(["drop", 1, b"\xff", bytes([1])], id="not UTF-8"),
+        pytest.param([b"drop", 1, b"a", bytes([1])], id="bytes for text"),
+    ],
+)
+def test_other_spellings_of_a_policy_are_refused(fields: list[object]) -> None:
+    assert decode_policy(pack(["drop", 2, b"a\0b", bytes([1, 2])])) == MetadataPolicy("drop", {"a": 1, "b": 2})
+    with pytest.raises(IntegrityError):
+        decode_policy(pack(fields))
