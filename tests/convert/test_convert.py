@@ -13,8 +13,8 @@ import trio
 import zstandard
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
-from tests.convert.layouts import INDEX_TYPE, Layout
 
+from tests.convert.layouts import INDEX_TYPE, Layout
 from veneer.convert.convert import convert
 from veneer.errors import IntegrityError, UnsupportedFormat, UsageError
 from veneer.events import Event, Notice, Progress
@@ -100,7 +100,7 @@ async def test_the_same_tars_give_the_same_digests_however_they_were_stored(
 
 @pytest.mark.root
 @hypothesis_settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(random_layers(most_layers=3))
 def test_random_images_open_as_what_unpacking_gives(layers: list[Layer]) -> None:

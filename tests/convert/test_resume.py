@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.convert.layouts import Layout
 
+from tests.convert.layouts import Layout
 from veneer.convert import layer as layer_module
 from veneer.convert.convert import convert
 from veneer.convert.layer import Capacity
@@ -165,9 +165,12 @@ async def test_an_attempt_that_failed_gives_its_memory_back(
             self.whole = self.batches.value
             capacities.append(self)
 
+    def fail(_spans: list[bytes]) -> None:
+        raise IntegrityError("not today")
+
     monkeypatch.setattr("veneer.convert.image.Capacity", Watched)
-    source.flip(source.manifest("v1")["layers"][0]["digest"], 1_000)
-    with pytest.raises(IntegrityError):
+    monkeypatch.setattr(layer_module, "compress", fail)
+    with pytest.raises(IntegrityError, match="not today"):
         await convert(source.ref("v1"), f"oci:{tmp_path / 'target'}:v1", settings)
     (capacity,) = capacities
     assert isinstance(capacity, Watched)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.convert.layouts import Layout
 
+from tests.convert.layouts import Layout
 from veneer.convert.convert import convert
 from veneer.image import open_image
 from veneer.index.model import LayerIndex, LayerTree, MetadataPolicy
@@ -116,3 +116,28 @@ async def test_a_policy_that_does_not_tell_what_was_left_out_is_found_out(
     report = await verdict(lazy, "lie", settings)
     assert not report.ok
     assert "device node" in report.problems[0]
+
+
+async def test_a_diff_id_that_index_and_config_agree_on_is_still_checked(
+    lazy: Layout, settings: Settings
+) -> None:
+    manifest = lazy.manifest("v1")
+    config = lazy.document(manifest["config"]["digest"])
+    config["rootfs"]["diff_ids"].reverse()
+    annotation = json.loads(manifest["annotations"]["dev.veneer.index"])
+    layers, policy = unpack_index(lazy.file(annotation["digest"]).read_bytes())
+    swapped = [
+        LayerIndex(layer.tree, replace(layer.device, diff_id=other.device.diff_id))
+        for layer, other in zip(layers, layers[::-1], strict=True)
+    ]
+    lazy.change(
+        "v1",
+        "swapped",
+        config=lazy.store(manifest["config"]["mediaType"], json.dumps(config).encode()),
+        annotations={
+            "dev.veneer.index": json.dumps(lazy.store(annotation["mediaType"], pack_index(swapped, policy)))
+        },
+    )
+    report = await verdict(lazy, "swapped", settings)
+    assert [layer.problem_count for layer in report.layers] == [1, 1]
+    assert all("diffID" in layer.problems[0] for layer in report.layers)

@@ -1,5 +1,6 @@
 """Work directories: what is whole is reused, what is not is made again, what is pushed goes."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -80,7 +81,7 @@ async def test_a_job_without_a_record_is_not_done(work: WorkDirectory) -> None:
     assert await job.claim() is not None
     job.release()
     other = work.job("k", OCI_LAYER_ZSTD)
-    assert other.lock(2)
+    assert other.lock(fcntl.LOCK_EX)
     other.create().__exit__()
     other.release()  # as after kill -9: the blob is being written, the record is not there
     assert stored.path.stat().st_size == 0
@@ -117,11 +118,14 @@ async def test_a_job_that_failed_is_kept_and_a_deleted_one_can_be_made_anew(work
     assert stored.path.exists()
     holder, waiter = work.job("k", OCI_LAYER_ZSTD), work.job("k", OCI_LAYER_ZSTD)
     assert await holder.claim() is not None
-    assert waiter.lock(1)
-    waiter.release()
+    assert not waiter.lock(fcntl.LOCK_EX)
     holder.release(pushed=True)
-    assert await waiter.claim() is None
+    maker = work.job("k", OCI_LAYER_ZSTD)
+    assert await maker.claim() is None
+    # The waiter still has the lock file that was deleted; a lock on that one is worth nothing.
+    assert not waiter.lock(fcntl.LOCK_EX)
     waiter.release()
+    maker.release()
 
 
 async def test_old_work_is_swept_unless_it_is_in_use(work: WorkDirectory) -> None:

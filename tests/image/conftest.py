@@ -29,6 +29,7 @@ TOP = (
     TarItem(b"loop", "symlink", link=b"loop"),
     TarItem(b"out", "symlink", link=b"../../../../etc/os-release"),
     TarItem(b"tool", "symlink", link=b"bin/tool"),
+    TarItem(b"usr/bin/absolute", "symlink", link=b"/etc/os-release"),
     TarItem(b"empty"),
     TarItem(b"xattrs", content=b"x", xattrs=((b"user.note", b"kept"),)),
 )

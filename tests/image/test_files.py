@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
 from tests.convert.layouts import Layout
 from tests.image.conftest import BASE, BIG, TOP
-
 from veneer.cli.main import cli
 from veneer.convert.convert import convert
 from veneer.errors import NotFound, UsageError
@@ -43,6 +43,7 @@ async def test_files_are_read_whole_holes_and_all(registry: ScriptedRegistry, se
         b"empty": b"",
         b"/release": b"ID=test\n",
         b"out": b"ID=test\n",
+        b"bin/absolute": b"ID=test\n",
         b"../../etc/./os-release": b"ID=test\n",
         b"tool": b"#!tool",
         b"/hard": b"#!tool",
@@ -109,7 +110,7 @@ async def test_listing_shows_what_the_tar_says(registry: ScriptedRegistry, setti
     assert (single.mode, single.uid, single.gid, single.size) == (0o100644, 1, 2, 8)
     assert single.mtime_ns == 1_700_000_000 * 10**9
     assert link.type == "symlink"
-    assert through == [b"bin/tool"]
+    assert through == [b"bin/absolute", b"bin/tool"]
 
 
 class TestCommands:
@@ -143,7 +144,7 @@ class TestCommands:
         ]
 
     def test_ls(self, lazy: str, tmp_path: Path) -> None:
-        assert self.run(tmp_path, "ls", lazy, "/usr/bin").stdout == "/usr/bin/tool\n"
+        assert self.run(tmp_path, "ls", lazy, "/usr/bin").stdout == "/usr/bin/absolute\n/usr/bin/tool\n"
         assert "-rwsr-xr-x" in self.run(tmp_path, "ls", "-lR", lazy).stdout
         entries = json.loads(self.run(tmp_path, "ls", "--json", lazy, "etc").stdout)
         assert [(entry["path"], entry["mode"], entry["size"]) for entry in entries] == [

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import trio
-from tests.convert.layouts import Layout
 
+from tests.convert.layouts import Layout
 from veneer.convert.convert import convert
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat
 from veneer.events import Event, Notice

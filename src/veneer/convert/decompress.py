@@ -76,16 +76,14 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _gunzip(read: Read, what: str) -> Iterator[bytes]:
     member = zlib.decompressobj(wbits=31)
-    pending, full = b"", False
-    # A full piece may leave plain bytes inside zlib although all input is consumed: ask again with none.
-    while full or pending or (pending := read(_GZIP_INPUT)):
+    pending = b""
+    while pending or (pending := read(_GZIP_INPUT)):
         if member.eof:
             member = zlib.decompressobj(wbits=31)
         try:
             plain = member.decompress(pending, PIECE_SIZE)
         except zlib.error as error:
             raise IntegrityError(f"{what}: malformed gzip stream: {error}") from error
-        full = len(plain) == PIECE_SIZE and not member.eof
         pending = member.unused_data if member.eof else member.unconsumed_tail
         if plain:
             yield plain

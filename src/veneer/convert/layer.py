@@ -39,8 +39,8 @@ CONVERTER_VERSION = 1
 ATTEMPTS = 2
 #: Chunks that may wait for the reader: enough to hide a hiccup of the network.
 _CHUNKS_AHEAD = 8
-#: Batches of 4 MiB in all, plain or compressed: about 50 MiB, and work enough for as many cores.
-_MAX_BATCHES = 12
+#: Batches of 1 MiB in all, plain or compressed, and cores that they keep busy.
+_MAX_BATCHES, _MAX_CORES = 32, 16
 
 
 class _Damaged(IntegrityError):
@@ -72,8 +72,8 @@ class Capacity:
     """What the layers of a conversion share: ``cores`` to compress on, a budget of ``batches`` in memory."""
 
     def __init__(self, cores: int) -> None:
-        self.cores = trio.CapacityLimiter(min(cores, _MAX_BATCHES))
-        self.batches = trio.Semaphore(min(2 * cores + 2, _MAX_BATCHES))
+        self.cores = trio.CapacityLimiter(min(cores, _MAX_CORES))
+        self.batches = trio.Semaphore(min(2 * cores + 4, _MAX_BATCHES))
 
 
 async def convert_layer(
