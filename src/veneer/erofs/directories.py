@@ -55,6 +55,8 @@ class Directory:
 
     def _cut(self) -> list[int]:
         count = len(self._names)
+        if DIRENT_SIZE * count + self._starts[-1] <= BLOCK:
+            return [0, count]
         # What the entries before each one take.
         used = list(map(add, self._starts, range(0, DIRENT_SIZE * count + 1, DIRENT_SIZE)))
         cuts = [0]
