@@ -43,6 +43,11 @@ def containers() -> list[str]:
     return listed.stdout.split()
 
 
+def children(pid: int) -> list[int]:
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for text in lists for child in text.split()]
+
+
 def command_line(image: str, arguments: Sequence[str], *options: str) -> list[str]:
     return [sys.executable, "-m", "veneer", "run", *options, image, "--", *arguments]
 
@@ -199,6 +204,20 @@ async def test_after_kill_9_the_next_command_ends_the_container(
         assert record.id in containers()
         process.kill()
     assert [stale.id for stale in await clean_stale(settings.run_dir)] == [record.id]
+    assert record.id not in containers()
+    assert not left(workplace)
+
+
+async def test_a_runtime_that_dies_takes_the_container_with_it(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async with running(settings, image, "echo ready; sleep 1000") as (process, output):
+        assert await output.receive_some() == b"ready\n"
+        (record,) = mount_records(settings.run_dir)
+        runtime = children(process.pid)
+        assert len(runtime) == 1
+        os.kill(runtime[0], signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGKILL
     assert record.id not in containers()
     assert not left(workplace)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, nothing_left, settings_in
 
+from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, nothing_left, settings_in
 from veneer.settings import Settings
 from veneer.testing.tars import TarItem
 

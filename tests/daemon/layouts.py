@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from veneer.container.runtime import delete_container
 from veneer.convert.convert import convert
 from veneer.mount import kernel
 from veneer.mount.state import detach, mount_records
@@ -80,6 +81,8 @@ def nothing_left(directory: Path) -> Iterator[None]:
         assert not left
     finally:
         for record in mount_records(directory / "run"):
+            if record.container is not None:
+                delete_container(*record.container)
             detach(record)
         for entry in reversed(kernel.mount_table()):
             if directory in entry.mountpoint.parents and entry.ours:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.daemon.layouts import LARGE
 
+from tests.daemon.layouts import LARGE
 from veneer.daemon.control import ask
 from veneer.daemon.mounts import clean_stale, list_mounts, umount
 from veneer.daemon.request import MountInfo, MountRequest, error_from_json, error_to_json
@@ -253,15 +253,14 @@ async def test_giving_up_before_the_mount_is_ready_leaves_nothing(
     """Whoever asks goes away while the process waits for a registry that does not answer."""
     (workplace / "repositories/team").mkdir(parents=True)
     (workplace / "layout").rename(workplace / "repositories/team/app")
-    async with scripted_registry(workplace / "repositories") as registry, trio.open_nursery() as nursery:
+    async with scripted_registry(workplace / "repositories") as registry:
         held = Hold()
         registry.faults.add(held, path="/manifests/")
-        reference = f"{registry.host}/team/app:lazy"
-        nursery.start_soon(mount, reference, workplace / "mnt", settings)
-        await held.arrived.wait()
-        (record,) = mount_records(settings.run_dir)
-        nursery.cancel_scope.cancel()
-    with trio.CancelScope(shield=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount, f"{registry.host}/team/app:lazy", workplace / "mnt", settings)
+            await held.arrived.wait()
+            (record,) = mount_records(settings.run_dir)
+            nursery.cancel_scope.cancel()
         await ended(record.process.pid)
     assert not left(workplace)
     assert not (workplace / "mnt").exists()

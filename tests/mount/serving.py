@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import trio
-from tests.mount.images import MemoryStore
 
+from tests.mount.images import MemoryStore
 from veneer.index.model import ImageIndex
 from veneer.mount.fuse import TreeOperations
 from veneer.mount.overlay import private_upper

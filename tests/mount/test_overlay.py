@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from tests.mount.images import Entry, MemoryStore, directory, file, image
 from tests.mount.serving import in_thread, serving
-
 from veneer.errors import MountError
 from veneer.mount.fuse import TreeOperations
 from veneer.mount.kernel import mount_table, mounts_at

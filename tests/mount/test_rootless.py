@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from tests.mount.images import directory, file, image, symlink
 from tests.mount.serving import in_thread, serving
-
 from veneer.errors import MountError
 from veneer.mount.access import FUSE_DEVICE
 from veneer.mount.kernel import mounts_at

@@ -7,8 +7,8 @@ import pytest
 import trio
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tests.daemon.layouts import lazy_image, settings_in
 
+from tests.daemon.layouts import lazy_image, settings_in
 from veneer.image import open_image
 from veneer.mount.fuse import TreeOperations
 from veneer.mount.session import mounted

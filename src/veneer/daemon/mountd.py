@@ -1,7 +1,8 @@
 """The process of one mount: ``python -m veneer.daemon.mountd``, with a request on its standard input.
 
-It leaves its parent's session, says on standard output that the mount is ready or why it cannot be
-(:mod:`veneer.daemon.request`), then cuts itself off from whoever started it and writes to its log only.
+Started in a session of its own (:mod:`veneer.daemon.spawn`), it says on standard output that the mount is
+ready or why it cannot be (:mod:`veneer.daemon.request`), then cuts itself off from whoever started it and
+writes to its log only.
 
 Invariant: exactly one ``ready`` or ``error`` line, whatever happens.
 """
@@ -84,7 +85,6 @@ def main() -> int:
     if os.fork():
         # The parent waits for this process only; the mount's own is adopted and reaped by init.
         os._exit(0)
-    os.setsid()
     os.chdir("/")
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
