@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -129,7 +130,11 @@ def claim(run_dir: Path, record: MountRecord) -> Path:
     directory = directory_of(run_dir, record.id)
     draft = directory.with_name(f".{record.id}.{record.process.pid}")
     try:
-        draft.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        for path in (run_dir, run_dir / "mounts"):
+            path.mkdir(mode=0o755, exist_ok=True)  # whatever the umask would let the group do
+        _check_owner(run_dir)
+        draft.mkdir(exist_ok=True, mode=0o700)
         _write(draft / _STATE, record)
         # Renaming onto a directory that is not empty fails, so exactly one of two claims succeeds.
         draft.rename(directory)
@@ -146,8 +151,11 @@ def claim(run_dir: Path, record: MountRecord) -> Path:
 
 
 def mount_records(run_dir: Path) -> list[MountRecord]:
-    """All records, oldest first; of living processes and of dead ones."""
-    found = []
+    """All records, oldest first; of living processes and of dead ones. Raises MountError."""
+    found: list[MountRecord] = []
+    if not (run_dir / "mounts").exists():
+        return found
+    _check_owner(run_dir)
     for path in (run_dir / "mounts").glob("[!.]*/" + _STATE):
         try:
             record = MountRecord.from_json(json.loads(path.read_bytes()))
@@ -209,6 +217,17 @@ def sweep(run_dir: Path) -> None:
         pid = path.name.rpartition(".")[2]
         if pid.isdigit() and _start_of(int(pid)) is None:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_owner(run_dir: Path) -> None:
+    """Refuse records that somebody else could have written: what they name is unmounted and removed."""
+    for directory in (run_dir, run_dir / "mounts"):
+        status = directory.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise MountError(
+                f"the run directory {directory} belongs to, or can be written by, another user",
+                hint="set VENEER_RUN_DIR to a directory of your own",
+            )
 
 
 def _write(path: Path, record: MountRecord) -> None:
