@@ -231,6 +231,8 @@ async def test_damaged_layers_are_named(source: Layout, target: Layout, settings
     with pytest.raises(IntegrityError, match=f"{digest}.*expected {digest}"):
         await convert(source.ref("v1"), target.ref("v1"), settings)
     assert target.tags() == {}
+    # What is left of it are finished layers and nothing else.
+    assert all(blob.with_name("record.json").exists() for blob in settings.cache_dir.glob("convert/*/blob"))
 
 
 async def test_a_tar_that_is_none_is_refused(tmp_path: Path, target: Layout, settings: Settings) -> None:

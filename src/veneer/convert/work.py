@@ -83,7 +83,10 @@ class WorkDirectory:
 
 
 class BlobFile:
-    """A blob being written: appended, hashed and counted. ``with`` closes it. For one thread at a time."""
+    """A blob being written: appended, hashed and counted. For one thread at a time.
+
+    ``with`` closes the file, and deletes it when the block fails.
+    """
 
     def __init__(self, path: Path, media_type: str, algorithm: str = "sha256") -> None:
         self._media_type = media_type
@@ -108,8 +111,11 @@ class BlobFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
         self._file.close()
+        if kind is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
 
     def descriptor(self) -> Descriptor:
         """What the file holds so far; all of it can be read."""
@@ -187,20 +193,17 @@ class Job:
 
     def lock(self, kind: int) -> bool:
         """Take or change the lock without waiting; False when others are in the way, and then it is lost."""
+        lock = self._path / "lock"
         with _disk(self._path):
-            if self._lock_fd < 0:
-                self._path.mkdir(parents=True, exist_ok=True)
-                self._lock_fd = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
+                if self._lock_fd < 0:
+                    self._path.mkdir(parents=True, exist_ok=True)
+                    self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # The job may have been deleted, and even made anew, before the lock was ours.
+                return os.path.samestat(os.stat(lock), os.fstat(self._lock_fd))
+            except (BlockingIOError, FileNotFoundError):
                 return False
-            # The job may have been deleted, and even made anew, between open and lock.
-            try:
-                current = os.stat(self._path / "lock")
-            except FileNotFoundError:
-                return False
-            return os.path.samestat(current, os.fstat(self._lock_fd))
 
     @property
     def _record(self) -> Path:
