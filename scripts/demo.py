@@ -34,7 +34,8 @@ def veneer(*arguments: str | Path) -> str:
 def environment() -> dict[str, str]:
     """A cache of the demo's own, so that it starts cold and leaves nothing behind."""
     own = {"VENEER_CACHE_DIR": str(DEMO.absolute() / "cache"), "VENEER_RUN_DIR": str(DEMO.absolute() / "run")}
-    return os.environ | own
+    # Modules are compiled once, as they are where veneer is installed.
+    return os.environ | own | {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 @contextmanager
