@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.contract.repository_suite import RepositoryContract
 
+from tests.contract.repository_suite import RepositoryContract
 from veneer.source.base import Repository
 from veneer.source.layout import OCILayout
 

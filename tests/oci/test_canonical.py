@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oci.strategies import json_values
 
+from tests.oci.strategies import json_values
 from veneer.errors import IntegrityError
 from veneer.oci.canonical import MAX_JSON_CONTAINERS, MAX_JSON_DEPTH, canonical_json, parse_json
 

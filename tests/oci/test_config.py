@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oci.strategies import damaged
 
+from tests.oci.strategies import damaged
 from veneer.errors import IntegrityError
 from veneer.oci.config import MAX_CONFIG_SIZE, ImageConfig
 from veneer.oci.descriptor import Platform

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.oci.strategies import annotations, damaged, descriptors, media_types
 
+from tests.oci.strategies import annotations, damaged, descriptors, media_types
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, VeneerError
 from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.digest import Digest

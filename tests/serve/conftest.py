@@ -3,9 +3,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.serve.clients import connect
 from trio.testing import MockClock
 
+from tests.serve.clients import connect
 from veneer.serve.registry import RegistryServer, serve_registry
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.serve.clients import errors, image, push_blob, push_image, push_manifest, push_referrer
 
+from tests.serve.clients import errors, image, push_blob, push_image, push_manifest, push_referrer
 from veneer.errors import UsageError
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import build_index

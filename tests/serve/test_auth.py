@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from tests.serve.clients import connect, errors, image, push_blob, push_image
 from trio.testing import MockClock
 
+from tests.serve.clients import connect, errors, image, push_blob, push_image
 from veneer.oci.digest import Digest
 from veneer.serve.auth import Authorizer, BasicAuth, TokenAuth
 from veneer.serve.registry import serve_registry

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.serve.clients import image
 
+from tests.serve.clients import image
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
 from veneer.oci.mediatypes import OCI_MANIFEST

@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from tests.serve.clients import errors, push_blob
 
+from tests.serve.clients import errors, push_blob
 from veneer.oci.digest import Digest
 from veneer.serve.registry import serve_registry
 

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.contract.repository_suite import described, digests, push, push_image, push_referrer
 from tests.source.on_disk import REF_NAME, blob_file, edit_index, exists, files, index_of
-
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, UsageError
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import build_index, build_manifest

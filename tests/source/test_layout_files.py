@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from tests.contract.repository_suite import body, described, push, push_image, streamed
 from tests.source.on_disk import REF_NAME, blob_file, edit_index, files
-
 from veneer.errors import IntegrityError, RegistryError, Unavailable
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest

@@ -5,8 +5,8 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oci.strategies import damaged
 
+from tests.oci.strategies import damaged
 from veneer.errors import IntegrityError
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest

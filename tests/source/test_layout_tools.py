@@ -8,7 +8,6 @@ import tarfile
 from pathlib import Path
 
 from tests.contract.repository_suite import push, push_referrer, streamed
-
 from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest

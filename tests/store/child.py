@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from tests.store.rig import KIB, MIB, RAW, ZSTD, Sample, ScriptedSource, sample, store_settings
 
+from tests.store.rig import KIB, MIB, RAW, ZSTD, Sample, ScriptedSource, sample, store_settings
 from veneer.store.cache import DeviceCache
 from veneer.store.spanstore import open_store
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.store.rig import KIB, MIB, Sample, sample
 
+from tests.store.rig import KIB, MIB, Sample, sample
 from veneer.store import devicefile, presence
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form, Layout, MapMismatch

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.store.rig import KIB, RAW, ZSTD, Fault, Sample, ScriptedSource, sample, store_settings
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.store.rig import KIB, RAW, ZSTD, Fault, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import IntegrityError, NotFound, RateLimited, Unavailable, UnsupportedFormat, VeneerError
 from veneer.index.model import Codec
 from veneer.store.spanstore import open_store

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
 
+from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.cli.main import cli
 from veneer.errors import CacheError
 from veneer.events import Event, Notice, Progress

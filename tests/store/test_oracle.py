@@ -10,9 +10,9 @@ from unittest.mock import patch
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.store.rig import GZIP, KIB, RAW, ZSTD, Fault, ScriptedSource, sample, store_settings
 from trio.testing import MockClock
 
+from tests.store.rig import GZIP, KIB, RAW, ZSTD, Fault, ScriptedSource, sample, store_settings
 from veneer.errors import Unavailable, VeneerError
 from veneer.store.maintenance import clear, collect
 from veneer.store.spanstore import AttachedDevice, Form, Priority, SpanStore, open_store

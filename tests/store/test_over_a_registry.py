@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from tests.registry.servers import repository_at
 from tests.store.rig import KIB, Sample, sample, store_settings
-
 from veneer.errors import IntegrityError, Unavailable
 from veneer.source.base import BlobSource
 from veneer.store.spanstore import AttachedDevice, SpanStore, open_store

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.store import child
 from tests.store.rig import KIB, Sample, ScriptedSource, sample, store_settings
-
 from veneer.store import devicefile
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.presence import PRESENT, Form, Layout

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.store.rig import KIB, MIB, RAW, ScriptedSource, sample, store_settings
 
+from tests.store.rig import KIB, MIB, RAW, ScriptedSource, sample, store_settings
 from veneer.errors import CacheError
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import Fill

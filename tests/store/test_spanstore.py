@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.store.rig import GZIP, KIB, MIB, RAW, ZSTD, ScriptedSource, sample, sample_of, store_settings
 from trio.testing import wait_all_tasks_blocked
 
+from tests.store.rig import GZIP, KIB, MIB, RAW, ZSTD, ScriptedSource, sample, sample_of, store_settings
 from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError, UsageError
 from veneer.events import Event, Progress

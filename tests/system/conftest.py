@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.system.programs import ROOT, Veneer, free_port, listening, program, run
 
 SAMPLE = ROOT / "build/sample"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.system.programs import Veneer, free_port, listening, program, run
 from veneer.testing.trees import difference, scan
 

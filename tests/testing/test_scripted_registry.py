@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from tests.serve.clients import connect, image, push_image, push_referrer
 from trio.testing import MockClock
 
+from tests.serve.clients import connect, image, push_image, push_referrer
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.serve.auth import TokenAuth
