@@ -164,10 +164,11 @@ async def test_access_control_lists_are_enforced(tmp_path: Path) -> None:
     index, data = image({b"allowed": allowed, b"denied": file(b"1", 0o640)})
     async with serving(tmp_path, index, data) as mount:
         for name, code in (("allowed", 0), ("denied", 1)):
-            # The path down to the mount is closed to others, so the working directory is the mount itself.
+            # The path down to the mount is closed to others, so the working directory is the mount itself. env
+            # goes there: between vfork and exec nobody could answer, as this process waits with the GIL held.
+            enter = ["env", "--chdir", mount.path]
             done = await trio.run_process(
-                ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", name],
-                cwd=mount.path,
+                [*enter, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", name],
                 check=False,
                 capture_stdout=True,
                 capture_stderr=True,
