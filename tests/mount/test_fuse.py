@@ -166,7 +166,7 @@ async def test_access_control_lists_are_enforced(tmp_path: Path) -> None:
         for name, code in (("allowed", 0), ("denied", 1)):
             # The path down to the mount is closed to others, so the working directory is the mount itself. env
             # goes there: between vfork and exec nobody could answer, as this process waits with the GIL held.
-            enter = ["env", "--chdir", mount.path]
+            enter = ["env", "--chdir", str(mount.path)]
             done = await trio.run_process(
                 [*enter, "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", name],
                 check=False,
