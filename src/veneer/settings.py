@@ -12,7 +12,10 @@ from typing import Self
 from veneer.errors import UsageError
 from veneer.oci.descriptor import Platform
 
-__all__ = ["Settings", "parse_size"]
+__all__ = ["BACKENDS", "Settings", "parse_size"]
+
+#: Ways to mount; ``auto`` takes the best that works.
+BACKENDS = ("auto", "fuse", "erofs-fuse")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -40,6 +43,7 @@ class Settings:
         authfile: replaces the usual search for registry credentials.
         ca_file: additional trusted certificates (PEM) for registries.
         insecure: hosts (``host`` or ``host:port``) that may be spoken to over plain HTTP; loopback always may.
+        backend: how images are mounted; one of :data:`BACKENDS`.
     """
 
     cache_dir: Path
@@ -50,6 +54,7 @@ class Settings:
     authfile: Path | None = None
     ca_file: Path | None = None
     insecure: frozenset[str] = frozenset()
+    backend: str = BACKENDS[0]
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -69,7 +74,14 @@ class Settings:
             authfile=Path(authfile) if authfile else None,
             ca_file=Path(ca_file) if ca_file else None,
             insecure=frozenset(filter(None, env.get("VENEER_INSECURE", "").split(","))),
+            backend=_backend(env.get("VENEER_BACKEND") or BACKENDS[0]),
         )
+
+
+def _backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}", hint=f"one of {', '.join(BACKENDS)}")
+    return name
 
 
 def _seconds(text: str) -> float:

@@ -14,8 +14,8 @@ import trio
 from tests.mount.images import Entry, directory, file, image, symlink
 from tests.mount.serving import in_thread, serving
 from veneer.errors import MountError, Unavailable
-from veneer.mount.fuse import MAX_WINDOW, MIN_WINDOW
 from veneer.mount.kernel import mounts_at
+from veneer.mount.readahead import MAX_WINDOW, MIN_WINDOW
 from veneer.testing.trees import difference, facts_of, scan
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -88,9 +88,9 @@ async def test_a_directory_of_20_000_entries(tmp_path: Path) -> None:
     async with serving(tmp_path, index, data) as mount:
         listed = await in_thread(lambda: os.listdir(os.fsencode(mount.path) + b"/d"))
         assert listed == [name[2:] for name in names]
-        lookups = mount.operations.stats.lookups
+        lookups = mount.stats.lookups
         await in_thread(lambda: [os.lstat(os.fsencode(mount.path) + b"/" + name) for name in names[:500]])
-        assert mount.operations.stats.lookups == lookups, "the listing brought the attributes along"
+        assert mount.stats.lookups == lookups, "the listing brought the attributes along"
 
 
 async def test_a_sparse_file_of_many_gigabytes(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_a_sparse_file_of_many_gigabytes(tmp_path: Path) -> None:
         mount.store.warm = False
         await in_thread(check)
         assert all(offset + length <= len(data) for offset, length, _ in mount.store.misses)
-        assert mount.operations.stats.reads > len(mount.store.misses), "holes are never asked of the store"
+        assert mount.stats.reads > len(mount.store.misses), "holes are never asked of the store"
 
 
 async def test_missing_names_are_asked_for_once(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ async def test_missing_names_are_asked_for_once(tmp_path: Path) -> None:
     async with serving(tmp_path, index, data) as mount:
         for _ in range(5):
             assert not await in_thread((mount.path / "a" / "no").exists)
-        assert mount.operations.stats.lookups == 2
+        assert mount.stats.lookups == 2
 
 
 async def test_warm_reads_and_attributes_stay_in_the_kernel(tmp_path: Path) -> None:
     index, data = image({b"f": file(b"0123456789" * 10_000)})
     async with serving(tmp_path, index, data) as mount:
         first = await in_thread((mount.path / "f").read_bytes)
-        stats = mount.operations.stats
+        stats = mount.stats
         before = (stats.lookups, stats.getattrs, stats.reads)
         for _ in range(3):
             assert await in_thread((mount.path / "f").read_bytes) == first == data[:100_000]
@@ -148,9 +148,9 @@ async def test_an_image_without_xattrs_is_asked_for_them_once(tmp_path: Path) ->
 
     async with serving(tmp_path, index, data) as mount:
         await in_thread(lambda: ask(mount.path / "f"))
-        asked = mount.operations.stats.xattrs
+        asked = mount.stats.xattrs
         await in_thread(lambda: ask(mount.path / "g"))
-        assert mount.operations.stats.xattrs == asked + 1  # for the list
+        assert mount.stats.xattrs == asked + 1  # for the list
 
 
 async def test_access_control_lists_are_enforced(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ async def test_a_failed_read_is_an_error_and_not_for_ever(
             with caplog.at_level(logging.ERROR), pytest.raises(OSError) as caught:
                 await in_thread((mount.path / "a/f").read_bytes)
             assert caught.value.errno == errno.EIO
-        assert mount.operations.stats.failed_reads >= 3
+        assert mount.stats.failed_reads >= 3
         told = [record.getMessage() for record in caplog.records]
         assert len(told) == 1, "once, however often it is tried"
         assert all(part in told[0] for part in ("image=test", "'/a/f'", "registry.test: connection refused"))

@@ -10,14 +10,15 @@ import pytest
 import trio
 
 from tests.mount.images import Entry, MemoryStore, directory, file, image
-from tests.mount.serving import in_thread, serving
+from tests.mount.serving import in_thread, mounter_of, serving
 from veneer.errors import MountError
-from veneer.mount.fuse import TreeOperations
 from veneer.mount.kernel import mount_table, mounts_at
 from veneer.mount.overlay import Upper
 from veneer.mount.session import mounted
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+BACKENDS = pytest.mark.parametrize("backend", ["fuse", "erofs-fuse"])
 
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 TREE: dict[bytes, Entry | bytes] = {
@@ -33,7 +34,8 @@ TREE: dict[bytes, Entry | bytes] = {
 ROOT = directory(0o711, uid=3, gid=4, xattrs=((b"user.root", b"r"),))
 
 
-async def test_programs_write_and_the_image_does_not_change(tmp_path: Path) -> None:
+@BACKENDS
+async def test_programs_write_and_the_image_does_not_change(tmp_path: Path, backend: str) -> None:
     index, data = image(TREE, root=ROOT)
 
     def work(path: Path) -> None:
@@ -67,7 +69,7 @@ async def test_programs_write_and_the_image_does_not_change(tmp_path: Path) -> N
         os.mknod(path / "node", stat.S_IFCHR | 0o600, os.makedev(1, 3))
         assert (path / "node").read_bytes() == b""
 
-    async with serving(tmp_path, index, data, overlay=True) as mount:
+    async with serving(tmp_path, index, data, overlay=True, backend=backend) as mount:
         await in_thread(lambda: work(mount.path))
         # Through env: between vfork and exec nobody could answer, as this process waits with the GIL held.
         done = await trio.run_process(["env", mount.path / "bin/echo", "hello"], capture_stdout=True)
@@ -76,7 +78,8 @@ async def test_programs_write_and_the_image_does_not_change(tmp_path: Path) -> N
     assert not (tmp_path / "upper").exists(), "a private layer goes with its mount"
 
 
-async def test_a_layer_that_is_kept_can_be_used_again(tmp_path: Path) -> None:
+@BACKENDS
+async def test_a_layer_that_is_kept_can_be_used_again(tmp_path: Path, backend: str) -> None:
     index, data = image(TREE, root=ROOT)
     # Characters that mean something in mount options.
     kept = tmp_path / "a:b,c\\d e" / "upper"
@@ -84,8 +87,8 @@ async def test_a_layer_that_is_kept_can_be_used_again(tmp_path: Path) -> None:
     mountpoint.mkdir()
     lower.mkdir()
     for turn in range(2):
-        operations = TreeOperations(index, MemoryStore([data]), [0])
-        async with mounted(operations, mountpoint, lower=lower, upper=Upper.at(kept)):
+        mounter = await mounter_of(index, MemoryStore([data]), tmp_path, backend)
+        async with mounted(mounter, mountpoint, lower=lower, upper=Upper.at(kept)):
             if turn == 0:
                 await in_thread(lambda: (mountpoint / "d/kept").write_bytes(b"kept"))
                 await in_thread((mountpoint / "ping").unlink)
@@ -95,22 +98,24 @@ async def test_a_layer_that_is_kept_can_be_used_again(tmp_path: Path) -> None:
     assert not [entry for entry in mount_table() if tmp_path in entry.mountpoint.parents]
 
 
-async def test_unmounting_the_overlay_by_hand_ends_the_session(tmp_path: Path) -> None:
+@BACKENDS
+async def test_unmounting_the_overlay_by_hand_ends_the_session(tmp_path: Path, backend: str) -> None:
     index, data = image(TREE)
-    async with serving(tmp_path, index, data, overlay=True) as mount:
+    async with serving(tmp_path, index, data, overlay=True, backend=backend) as mount:
         await trio.run_process(["umount", mount.path])
         await mount.session.ended.wait()
         assert not mounts_at(tmp_path / "lower")
 
 
-async def test_a_layer_that_cannot_be_used_leaves_nothing_mounted(tmp_path: Path) -> None:
+@BACKENDS
+async def test_a_layer_that_cannot_be_used_leaves_nothing_mounted(tmp_path: Path, backend: str) -> None:
     index, data = image(TREE)
     mountpoint, lower = tmp_path / "mnt", tmp_path / "lower"
     mountpoint.mkdir()
     lower.mkdir()
     (tmp_path / "file").write_text("")
-    operations = TreeOperations(index, MemoryStore([data]), [0])
+    mounter = await mounter_of(index, MemoryStore([data]), tmp_path, backend)
     with pytest.raises(MountError, match="upper directory"):
-        async with mounted(operations, mountpoint, lower=lower, upper=Upper.at(tmp_path / "file/upper")):
+        async with mounted(mounter, mountpoint, lower=lower, upper=Upper.at(tmp_path / "file/upper")):
             pytest.fail("mounted")
     assert not [entry for entry in mount_table() if tmp_path in entry.mountpoint.parents]

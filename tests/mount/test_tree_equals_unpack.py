@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.daemon.layouts import lazy_image, settings_in
 from veneer.image import open_image
-from veneer.mount.fuse import TreeOperations
+from veneer.mount.backends import Subject, open_mounter
 from veneer.mount.session import mounted
 from veneer.store.spanstore import open_store
 from veneer.testing.images import Layer, random_layers
@@ -20,42 +20,48 @@ from veneer.testing.unpack import unpack_layers
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
+BACKENDS = ("fuse", "erofs-fuse")
 #: FUSE here cannot tell holes, so comparing a file reads all of it; test_fuse.py reads larger ones in places.
 LARGEST = 32 << 20
 
 
-async def mounted_tree(layers: list[Layer], devices: str, directory: Path) -> dict[bytes, Fact]:
+async def mounted_tree(layers: list[Layer], devices: str, backend: str, directory: Path) -> dict[bytes, Fact]:
     configured = settings_in(directory)
     image_text = await lazy_image(directory / "image", configured, layers, devices=devices)
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
     async with open_store(configured) as store, open_image(image_text, configured) as image:
         attached = [store.attach(*pair) for pair in zip(image.index.devices, image.sources, strict=True)]
-        operations = TreeOperations(image.index, store, attached, image=image.name)
-        async with mounted(operations, mountpoint):
+        subject = Subject(image.name, image.index, image.index_descriptor.digest, store, attached)
+        mounter = await open_mounter(
+            backend, subject, cache_dir=configured.cache_dir, devices=directory / "devices"
+        )
+        async with mounted(mounter, mountpoint):
             found = await trio.to_thread.run_sync(scan, mountpoint)
     return found
 
 
-def differences(layers: list[Layer], devices: str) -> list[str]:
+def differences(layers: list[Layer], devices: str, backend: str) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "unpacked").mkdir()
         unpack_layers([tar(layer) for layer in layers], directory / "unpacked", devices)
-        found = trio.run(mounted_tree, layers, devices, directory)
+        found = trio.run(mounted_tree, layers, devices, backend, directory)
         return difference(scan(directory / "unpacked"), found)
 
 
-@given(random_layers(), st.sampled_from(("drop", "keep")))
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(layers=random_layers(), devices=st.sampled_from(("drop", "keep")))
 @settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
-def test_random_images(layers: list[Layer], devices: str) -> None:
+def test_random_images(backend: str, layers: list[Layer], devices: str) -> None:
     assume(all(item.size <= LARGEST for layer in layers for item in layer))
-    assert differences(layers, devices) == []
+    assert differences(layers, devices, backend) == []
 
 
-def test_an_image_of_two_layers() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_image_of_two_layers(backend: str) -> None:
     xattrs = ((b"user.a", b"1"), (b"security.capability", bytes.fromhex("0100000200200000" + "00" * 12)))
     base = (
         TarItem(b"a", "dir", 0o750, 1, 2, 5_000_000_001),
@@ -72,5 +78,5 @@ def test_an_image_of_two_layers() -> None:
         opaque(b"b"),
         TarItem(b"b/new", "symlink", link=b"../a/kept"),
     )
-    assert differences([base, change], "keep") == []
-    assert differences([base], "drop") == []
+    assert differences([base, change], "keep", backend) == []
+    assert differences([base], "drop", backend) == []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from veneer.cli.backend import backend_option, with_backend
 from veneer.cli.command import EXIT_STATUS, Invocation, command
 from veneer.cli.render import size_text
 from veneer.errors import UsageError
@@ -23,6 +24,7 @@ __all__ = ["mount"]
     metavar="DIR",
     help="Keep what is written in DIR; by default it is thrown away with the mount.",
 )
+@backend_option
 @click.option("--foreground", is_flag=True, help="Serve the mount here until it is unmounted.")
 def mount(
     invocation: Invocation,
@@ -31,6 +33,7 @@ def mount(
     *,
     read_only: bool,
     upper: Path | None,
+    backend: str | None,
     foreground: bool,
 ) -> int:
     """Mount IMAGE on DIRECTORY, which must be empty and is made if it is missing.
@@ -46,14 +49,14 @@ def mount(
         raise UsageError(
             "--upper needs root" if not read_only else "--upper and --read-only exclude each other"
         )
-    settings, output = invocation.settings, invocation.output
+    settings, output = with_backend(invocation.settings, backend), invocation.output
     request = MountRequest.create(image, directory, settings, writable=root and not read_only, upper=upper)
 
     def show(info: MountInfo) -> None:
         document = info.to_json() | {"foreground": foreground}
         how = "writable" if info.writable else "read-only"
         fetched = f"{info.requests} requests, {size_text(info.bytes_received)}, {info.seconds:.2f} s"
-        output.result(document, f"mounted {info.image} on {info.mountpoint} ({how}; {fetched})")
+        output.result(document, f"mounted {info.image} on {info.mountpoint} ({how}, {info.backend}; {fetched})")
 
     async def work() -> None:
         await clean_stale(request.settings.run_dir)

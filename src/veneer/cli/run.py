@@ -6,6 +6,7 @@ from typing import Unpack
 
 import click
 
+from veneer.cli.backend import backend_option, with_backend
 from veneer.cli.command import EXIT_STATUS, Invocation, command
 from veneer.cli.container import ContainerArguments, container_options, options_of
 from veneer.cli.render import size_text
@@ -20,6 +21,7 @@ _EXIT_STATUS = EXIT_STATUS.replace("0 success", "that of the command; before it 
 @command
 @click.argument("image")
 @container_options
+@backend_option
 @click.option("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
 @click.option("--timing", is_flag=True, help="Say at the end how long what took, and what was fetched.")
 @click.option(
@@ -32,6 +34,7 @@ _EXIT_STATUS = EXIT_STATUS.replace("0 success", "that of the command; before it 
 def run(
     invocation: Invocation,
     image: str,
+    backend: str | None,
     runtime: str | None,
     timing: bool,
     report_file: Path | None,
@@ -44,7 +47,7 @@ def run(
     from veneer.container.run import RunRequest, RunResult, run_image
     from veneer.daemon.mounts import clean_stale
 
-    settings, output = invocation.settings, invocation.output
+    settings, output = with_backend(invocation.settings, backend), invocation.output
     request = RunRequest(image, options_of(options), runtime, timing)
 
     async def work() -> RunResult:
@@ -61,7 +64,7 @@ def run(
     if timing:
         first = "none" if result.first_output_s is None else f"after {result.first_output_s:.2f} s"
         output.say(
-            f"mounted after {result.mounted_s:.2f} s, first output {first}, "
+            f"mounted by {result.backend.backend} after {result.mounted_s:.2f} s, first output {first}, "
             f"ended after {result.total_s:.2f} s; {result.requests} requests, {size_text(result.bytes_fetched)}"
         )
     return result.exit_code

@@ -37,7 +37,11 @@ def _describe(found: "MountStatus") -> str:
     if found.report is None:
         return f"{where}, which does not answer"
     report = found.report
-    lines = [f"{where} for {report.uptime_s:.0f} s ({'writable' if report.writable else 'read-only'})"]
+    how = "writable" if report.writable else "read-only"
+    lines = [
+        f"{where} for {report.uptime_s:.0f} s ({how})",
+        f"  backend {report.backend}: {report.backend_reason}",
+    ]
     store, fuse = report.store, report.fuse
     lines.append(
         f"  {fuse['reads']} reads, {store['misses']} of them waited, {fuse['failed_reads']} failed; "

@@ -24,7 +24,9 @@ from veneer.errors import MountError, NotFound, UsageError
 from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
 from veneer.image.files import read_file
-from veneer.mount.fuse import FuseStats, TreeOperations
+from veneer.mount.backends import Subject, open_mounter
+from veneer.mount.base import Choice
+from veneer.mount.fuse import FuseStats
 from veneer.mount.overlay import private_upper
 from veneer.mount.session import mounted
 from veneer.mount.state import MountRecord, claim, detach, directory_of, release, this_process
@@ -75,6 +77,7 @@ class RunResult:
         transport: HTTP requests and what they brought, the index included.
         store: what became of reads.
         fuse: what the kernel asked.
+        backend: how the image was mounted.
     """
 
     exit_code: int
@@ -84,6 +87,7 @@ class RunResult:
     transport: TransportStats
     store: StoreStats
     fuse: FuseStats
+    backend: Choice
 
     @property
     def requests(self) -> int:
@@ -168,11 +172,17 @@ async def _run(
         root = os.fspath(record.mountpoint)
         spec = runtime_spec(image.config, request.options, user, root=root, name=record.id)
         attached = [store.attach(d, s) for d, s in zip(image.index.devices, image.sources, strict=True)]
-        operations = TreeOperations(image.index, store, attached, image=image.name)
         bundle = directory_of(settings.run_dir, record.id)
+        mounter = await open_mounter(
+            settings.backend,
+            Subject(image.name, image.index, image.index_descriptor.digest, store, attached),
+            cache_dir=settings.cache_dir,
+            devices=bundle / "devices",
+            report=report,
+        )
         await trio.to_thread.run_sync(_make_bundle, bundle, record, spec)
         await stack.enter_async_context(
-            mounted(operations, record.mountpoint, lower=record.lower, upper=record.upper)
+            mounted(mounter, record.mountpoint, lower=record.lower, upper=record.upper)
         )
         mounted_s = trio.current_time() - began
         exit_code = await container.run(record.id, bundle)
@@ -183,7 +193,8 @@ async def _run(
             total_s=trio.current_time() - began,
             transport=image.transport_stats,
             store=store.stats,
-            fuse=operations.stats,
+            fuse=mounter.stats,
+            backend=mounter.choice,
         )
 
 
@@ -284,6 +295,7 @@ def _new_record(image: str, container: _Container, settings: Settings) -> MountR
         mountpoint=directory / "root",
         process=this_process(),
         lower=directory / "lower",
+        devices=directory / "devices",
         upper=private_upper(settings.cache_dir.absolute() / "uppers" / name),
         container=(os.fspath(container.runtime), name),
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from veneer.container.runtime import RUNTIMES, find_runtime
 from veneer.errors import MountError, VeneerError
 from veneer.mount.access import FUSE_CONF, check_fuse, others_allowed
+from veneer.mount.erofs import try_erofs
 from veneer.settings import Settings
 
 __all__ = ["Check", "examine"]
@@ -25,8 +26,8 @@ __all__ = ["Check", "examine"]
 LITTLE_SPACE = 1 << 30
 #: A program that only prints its version.
 VERSION_TIMEOUT_S = 10.0
-#: First kernels that can do without FUSE for warm reads.
-_FILE_BACKED_EROFS, _PRE_CONTENT_EVENTS = (6, 12), (6, 14)
+#: The first kernel with them.
+_PRE_CONTENT_EVENTS = (6, 14)
 _LIBFUSE = "libfuse3.so.3"
 _FAN_CLASS_PRE_CONTENT, _FAN_CLOEXEC = 0x08, 0x01
 
@@ -62,7 +63,8 @@ def examine(settings: Settings) -> list[Check]:
         _overlay,
         _runtime,
         _user_namespaces,
-        _newer_backends,
+        _erofs_fuse,
+        _pre_content,
     )
     return [finding for check in checks for finding in check(settings)]
 
@@ -114,7 +116,7 @@ def _directories(settings: Settings) -> Iterator[Check]:
         ("cache directory", settings.cache_dir, "VENEER_CACHE_DIR"),
         ("run directory", settings.run_dir, "VENEER_RUN_DIR"),
     ):
-        existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        existing = _existing(path)
         if not os.access(existing, os.W_OK | os.X_OK):
             yield Check(name, "fail", f"{path} cannot be written", f"set {variable}, or mend its permissions")
             continue
@@ -124,6 +126,10 @@ def _directories(settings: Settings) -> Iterator[Check]:
             yield Check(name, "warn", detail, f"make room, or set {variable}")
         else:
             yield Check(name, "ok", detail)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
 def _overlay(_settings: Settings) -> Iterator[Check]:
@@ -160,11 +166,21 @@ def _user_namespaces(_settings: Settings) -> Iterator[Check]:
     yield Check("user namespaces", "info", f"up to {count}" if count else "not available")
 
 
-def _newer_backends(_settings: Settings) -> Iterator[Check]:
-    erofs = "erofs" in _filesystems() or _loadable("erofs")
+def _erofs_fuse(settings: Settings) -> Iterator[Check]:
+    name = "backend erofs-fuse"
+    if os.geteuid() != 0:
+        yield Check(name, "info", "needs root; mounts use the backend fuse")
+        return
+    try:
+        try_erofs(_existing(settings.cache_dir))
+    except MountError as error:
+        yield Check(name, "info", f"{error.message}; mounts use the backend fuse, which is slower", error.hint)
+    else:
+        yield Check(name, "ok", "a trial mount worked")
+
+
+def _pre_content(_settings: Settings) -> Iterator[Check]:
     version = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
-    usable = erofs and version >= _FILE_BACKED_EROFS
-    yield Check("EROFS on files", "info", "available" if usable else "not available (Linux 6.12 with EROFS)")
     events = version >= _PRE_CONTENT_EVENTS and _pre_content_events()
     yield Check(
         "fanotify pre-content events", "info", "available" if events else "not available (Linux 6.14, root)"

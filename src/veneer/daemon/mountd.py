@@ -54,7 +54,14 @@ class _Parent:
 
     def ready(self, info: MountInfo) -> None:
         """Say that the mount is up, and let go."""
-        log.info("mounted image=%s digest=%s mountpoint=%r", info.image, info.digest, info.mountpoint)
+        log.info(
+            "mounted image=%s digest=%s mountpoint=%r backend=%s reason=%r",
+            info.image,
+            info.digest,
+            info.mountpoint,
+            info.backend,
+            info.backend_reason,
+        )
         self._send({"type": "ready", **info.to_json()})
         self._let_go()
 

@@ -28,6 +28,7 @@ class MountReport:
     Args:
         digest: of the image manifest.
         backend: how it is mounted.
+        backend_reason: why by that one.
         index_origin: how the index was found.
         writable: whether it has a writable layer.
         uptime_s: seconds since it was asked for.
@@ -40,6 +41,7 @@ class MountReport:
 
     digest: str
     backend: str
+    backend_reason: str
     index_origin: str
     writable: bool
     uptime_s: float

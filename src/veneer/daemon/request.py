@@ -109,6 +109,8 @@ class MountInfo:
         digest: of the image manifest.
         mountpoint: where it is.
         pid: who serves it.
+        backend: how it is mounted.
+        backend_reason: why by that one.
         writable: whether it can be written to.
         upper: where what is written is kept, when the user said so.
         index_origin: how the index was found.
@@ -123,6 +125,8 @@ class MountInfo:
     digest: str
     mountpoint: str
     pid: int
+    backend: str
+    backend_reason: str
     writable: bool
     upper: str | None
     index_origin: str

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
-from veneer.mount.fuse import TreeOperations
+from veneer.mount.backends import Subject, open_mounter
+from veneer.mount.base import Mounter
 from veneer.mount.overlay import Upper, private_upper
 from veneer.mount.session import MountSession, mounted
 from veneer.mount.state import (
@@ -71,9 +72,18 @@ async def serve_mount(
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(settings))
                 image = await stack.enter_async_context(open_image(request.image, settings, report=report))
-                service = _Service(place, image, store)
+                pairs = zip(image.index.devices, image.sources, strict=True)
+                attached = [store.attach(device, source) for device, source in pairs]
+                mounter = await open_mounter(
+                    settings.backend,
+                    Subject(image.name, image.index, image.index_descriptor.digest, store, attached),
+                    cache_dir=settings.cache_dir,
+                    devices=place.devices,
+                    report=report,
+                )
+                service = _Service(place, image, store, attached, mounter)
                 session = await stack.enter_async_context(
-                    mounted(service.operations, place.mountpoint, lower=place.lower, upper=place.upper)
+                    mounted(mounter, place.mountpoint, lower=place.lower, upper=place.upper)
                 )
                 service.session = session
                 signals.service = service
@@ -107,6 +117,7 @@ class _Claim:
             mountpoint=mountpoint,
             process=process,
             lower=directory / "lower" if upper else None,
+            devices=directory / "devices",
             upper=upper,
             made_mountpoint=prepare_mountpoint(mountpoint),
         )
@@ -135,6 +146,11 @@ class _Claim:
         return self.record.lower
 
     @property
+    def devices(self) -> Path:
+        """Where devices are shown while they are being mounted."""
+        return self.directory / "devices"
+
+    @property
     def upper(self) -> Upper | None:
         """What the overlay writes to."""
         return self.record.upper
@@ -153,18 +169,20 @@ class _Claim:
 class _Service:
     """What is known about one mount while it is served."""
 
-    def __init__(self, claim: _Claim, image: Image, store: SpanStore) -> None:
+    def __init__(
+        self,
+        claim: _Claim,
+        image: Image,
+        store: SpanStore,
+        attached: Sequence[AttachedDevice],
+        mounter: Mounter,
+    ) -> None:
         self.session: MountSession | None = None
         self._claim = claim
         self._image = image
         self._store = store
-        self._attached = [
-            store.attach(device, source)
-            for device, source in zip(image.index.devices, image.sources, strict=True)
-        ]
-        self.operations: TreeOperations[AttachedDevice] = TreeOperations(
-            image.index, store, self._attached, image=image.name
-        )
+        self._attached = attached
+        self._mounter = mounter
 
     def info(self, seconds: float) -> MountInfo:
         """What to tell whoever asked for the mount."""
@@ -175,6 +193,8 @@ class _Service:
             digest=str(self._image.manifest.digest),
             mountpoint=os.fspath(record.mountpoint),
             pid=record.process.pid,
+            backend=self._mounter.choice.backend,
+            backend_reason=self._mounter.choice.reason,
             writable=record.upper is not None,
             upper=None if record.upper is None or record.upper.private else os.fspath(record.upper.directory),
             index_origin=self._image.index_origin,
@@ -219,14 +239,15 @@ class _Service:
         )
         return MountReport(
             digest=str(image.manifest.digest),
-            backend="fuse",
+            backend=self._mounter.choice.backend,
+            backend_reason=self._mounter.choice.reason,
             index_origin=image.index_origin,
             writable=self._claim.record.upper is not None,
             uptime_s=round(time.time() - self._claim.record.since, 1),
             inodes=sum(1 for links in image.index.nlink if links),
             layers=layers,
             store=self._store.stats.to_json(),
-            fuse=self.operations.stats.to_json(),
+            fuse=self._mounter.stats.to_json(),
             transport={
                 "requests": transport.requests,
                 "bytes_received": transport.bytes_received,

@@ -48,7 +48,10 @@ from veneer.erofs.xattrs import pack_xattrs
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index.model import Extent, ImageIndex
 
-__all__ = ["ErofsImage", "write_erofs"]
+__all__ = ["WRITER_VERSION", "ErofsImage", "write_erofs"]
+
+#: Rises with every change after which the same tree gives other bytes; images that were kept are then stale.
+WRITER_VERSION: Final = 1
 
 _MAX_WHOLE: Final = BLOCK << MAX_CHUNK_BITS
 #: Dirent types by type bits of a mode, where :meth:`Directory.pack` wants them.

@@ -22,6 +22,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 from veneer.errors import VeneerError
 from veneer.index.model import ImageIndex
 from veneer.mount.failures import FailureLog
+from veneer.mount.readahead import ReadAhead
 
 __all__ = ["DeviceReader", "FuseStats", "TreeOperations"]
 
@@ -30,14 +31,6 @@ D_contra = TypeVar("D_contra", contravariant=True)
 
 #: How long the kernel may keep names and attributes: the image cannot change, so ten years.
 FOREVER_S = 10 * 365 * 86_400
-#: A file up to this size is worth one request as a whole: at 100 Mb/s it costs about as much as the
-#: round trip that reading it in two parts would add.
-WHOLE_FILE = 1 << 20
-#: Bounds of the window fetched ahead of a reader: it doubles with each miss that continues where the last
-#: read ended, and falls back to the lower bound after a jump.
-MIN_WINDOW, MAX_WINDOW = 256 << 10, 8 << 20
-#: Reads that the kernel sends ahead overtake one another: this close to the expected offset is in sequence.
-SEQUENCE_SLACK = 256 << 10
 #: What a directory says of its size, like a directory of one block elsewhere.
 DIRECTORY_SIZE = 4096
 
@@ -86,11 +79,9 @@ class _Handle:
     node: int
     device: int
     start: int
-    stored: int
     size: int
     sparse: bool
-    expected: int = 0
-    window: int = MIN_WINDOW // 2
+    ahead: ReadAhead
 
 
 class TreeOperations(pyfuse3.Operations, Generic[D]):
@@ -258,14 +249,14 @@ class TreeOperations(pyfuse3.Operations, Generic[D]):
         node, index = self._node(inode), self.index
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
-        handle = self._new_handle()
+        handle, start = self._new_handle(), index.data[node]
         self._handles[handle] = _Handle(
             node=node,
             device=index.device_of(node),
-            start=index.data[node],
-            stored=self._stored(node),
+            start=start,
             size=index.size[node],
             sparse=node in index.segments,
+            ahead=ReadAhead(start, start + self._stored(node)),
         )
         return FileInfo(fh=handle, keep_cache=True)
 
@@ -280,24 +271,22 @@ class TreeOperations(pyfuse3.Operations, Generic[D]):
             if handle.sparse:
                 data = await self._read_sparse(handle, off, length)
             else:
-                data = await self._read_range(handle, handle.start + off, length, off)
+                data = await self._read_range(handle, handle.start + off, length)
         except VeneerError as error:
             self._fail(handle, off, length, error)
         self.stats.read_bytes += length
-        handle.expected = off + length
         return data
 
     async def release(self, fh: int) -> None:
         """Forget the handle."""
         del self._handles[fh]
 
-    async def _read_range(self, handle: _Handle, offset: int, length: int, at: int) -> bytes:
+    async def _read_range(self, handle: _Handle, offset: int, length: int) -> bytes:
         attached = self._attached[handle.device]
         data = self._store.cached(attached, offset, length)
         if data is None:
-            data = await self._store.read(
-                attached, offset, length, window=self._window(handle, offset, length, at)
-            )
+            window = handle.ahead.window(offset, length)
+            data = await self._store.read(attached, offset, length, window=window)
         if len(data) != length:
             raise RuntimeError(f"the store returned {len(data)} bytes for {length}")
         return data
@@ -309,21 +298,12 @@ class TreeOperations(pyfuse3.Operations, Generic[D]):
             return bytes(length)
         low = extents[0].offset
         high = extents[-1].offset + extents[-1].length
-        data = await self._read_range(handle, low, high - low, off)
+        data = await self._read_range(handle, low, high - low)
         out = bytearray(length)
         for extent in extents:
             start, place = extent.offset - low, extent.file_offset - off
             out[place : place + extent.length] = data[start : start + extent.length]
         return bytes(out)
-
-    def _window(self, handle: _Handle, offset: int, length: int, at: int) -> tuple[int, int]:
-        """The device range worth fetching with a miss at device offset ``offset``, file offset ``at``."""
-        end = handle.start + handle.stored
-        if handle.stored <= WHOLE_FILE:
-            return handle.start, end
-        in_sequence = abs(at - handle.expected) <= SEQUENCE_SLACK
-        handle.window = min(2 * handle.window, MAX_WINDOW) if in_sequence else MIN_WINDOW
-        return offset, min(end, offset + max(length, handle.window))
 
     def _fail(self, handle: _Handle, off: int, length: int, error: VeneerError) -> NoReturn:
         self.stats.failed_reads += 1

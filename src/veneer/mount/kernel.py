@@ -16,12 +16,23 @@ from pathlib import Path
 
 from veneer.errors import MountError
 
-__all__ = ["FUSE_TYPE", "SOURCE", "MountEntry", "mount", "mount_table", "mounts_at", "unmount_ours"]
+__all__ = [
+    "EROFS_SUFFIX",
+    "FUSE_TYPE",
+    "SOURCE",
+    "MountEntry",
+    "mount",
+    "mount_table",
+    "mounts_at",
+    "unmount_ours",
+]
 
 #: File system type of our FUSE mounts in the mount table (``-o subtype=veneer``).
 FUSE_TYPE = "fuse.veneer"
 #: Source of our mounts in the mount table, by which clean-up knows an overlay for ours.
 SOURCE = "veneer"
+#: The source of an EROFS mount is the path of its metadata image; those of ours end in this.
+EROFS_SUFFIX = ".veneer-erofs"
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -47,6 +58,8 @@ class MountEntry:
     @property
     def ours(self) -> bool:
         """Whether this program made the mount."""
+        if self.fstype == "erofs":
+            return self.source.endswith(EROFS_SUFFIX)
         return self.source == SOURCE and self.fstype in (FUSE_TYPE, "overlay")
 
 

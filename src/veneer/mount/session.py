@@ -1,8 +1,4 @@
-"""One live mount: the FUSE session, the overlay over it, and how both end.
-
-pyfuse3 serves one file system per process, so there is at most one session at a time. The event loop never
-touches its own mount: every system call on it goes through a thread, because answering it is the loop's own
-work.
+"""One live mount: the tree that a backend shows, the overlay over it, and how both end.
 
 A session ends when its file system is gone: unmounted through :meth:`MountSession.unmount`, by anybody's
 ``umount``, or when the last user of a lazily detached mount has left. Leaving the context ends it in any
@@ -11,33 +7,23 @@ case, by detaching whatever is still mounted.
 
 import errno
 import logging
-import os
 import select
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
-import pyfuse3
 import trio
 
-from veneer.errors import MountError, VeneerError
+from veneer.errors import MountError
 from veneer.mount import kernel
-from veneer.mount.access import check_fuse, fuse_options, others_allowed
-from veneer.mount.fuse import TreeOperations
+from veneer.mount.base import Mounter
 from veneer.mount.overlay import Upper, discard, mount_overlay, prepare_upper
 from veneer.mount.users import users_of
+from veneer.source.tasks import open_nursery
 
 __all__ = ["MountSession", "mounted"]
 
 log = logging.getLogger(__name__)
-
-D = TypeVar("D")
-
-#: Requests served at once. Cold reads wait for the network here, and one more request than this would make
-#: a look-up wait behind them; each costs one coroutine and a few touched pages of its buffer.
-MAX_TASKS = 512
 
 
 class MountSession:
@@ -91,12 +77,12 @@ class MountSession:
 
 @asynccontextmanager
 async def mounted(
-    operations: TreeOperations[D], mountpoint: Path, *, lower: Path | None = None, upper: Upper | None = None
+    mounter: Mounter, mountpoint: Path, *, lower: Path | None = None, upper: Upper | None = None
 ) -> AsyncIterator[MountSession]:
-    """Serve a tree on ``mountpoint``, or on ``lower`` with an overlay of ``upper`` on ``mountpoint``.
+    """Show a tree on ``mountpoint``, or on ``lower`` with an overlay of ``upper`` on ``mountpoint``.
 
     Args:
-        operations: the tree.
+        mounter: the backend with the tree.
         mountpoint: an existing directory.
         lower: an existing private directory for the tree below an overlay.
         upper: what is written; given exactly when ``lower`` is.
@@ -107,61 +93,19 @@ async def mounted(
     if (lower is None) != (upper is None):
         raise ValueError("an overlay takes a lower and an upper directory")
     session = MountSession(mountpoint, lower)
-    failure: VeneerError | None = None
-    _initialise(operations, lower or mountpoint)
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, session)
+        async with mounter.shown(lower or mountpoint, session.ended.set), open_nursery() as nursery:
             try:
                 if lower is not None and upper is not None:
-                    await trio.to_thread.run_sync(prepare_upper, upper, operations.index)
+                    await trio.to_thread.run_sync(prepare_upper, upper, mounter.index)
                     await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
                     nursery.start_soon(session._follow_overlay)
                 yield session
-            except VeneerError as error:
-                failure = error  # raised below, outside of the nursery, which would wrap it in a group
             finally:
                 with trio.CancelScope(shield=True):
                     await session.unmount(lazy=True)
                 nursery.cancel_scope.cancel()
     finally:
-        pyfuse3.close(unmount=False)
         if upper is not None:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(discard, upper)
-    if failure is not None:
-        raise failure
-
-
-async def _serve(session: MountSession) -> None:
-    await pyfuse3.main(max_tasks=MAX_TASKS)
-    session.ended.set()
-
-
-def _initialise(operations: TreeOperations[D], target: Path) -> None:
-    check_fuse()
-    root = os.geteuid() == 0
-    said: list[str] = []
-    try:
-        with _captured_stderr(said):
-            pyfuse3.init(operations, str(target), fuse_options(root=root, allow_other=others_allowed()))
-    except RuntimeError as error:
-        reason = "; ".join(said) or str(error)
-        raise MountError(f"cannot mount on {target}: {reason}", hint="run veneer doctor") from error
-
-
-@contextmanager
-def _captured_stderr(lines: list[str]) -> Iterator[None]:
-    """What C code writes to file descriptor 2, which is the only place where libfuse says why it failed."""
-    saved = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as file:
-            os.dup2(file.fileno(), 2)
-            try:
-                yield
-            finally:
-                os.dup2(saved, 2)
-                file.seek(0)
-                lines += filter(None, file.read().decode(errors="replace").split("\n"))
-    finally:
-        os.close(saved)

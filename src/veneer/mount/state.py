@@ -75,7 +75,8 @@ class MountRecord:
         image: the reference as the user wrote it.
         mountpoint: where the tree is seen; absolute, no symbolic links in it.
         process: who serves it.
-        lower: where the FUSE tree is when an overlay covers ``mountpoint``.
+        lower: where the tree is when an overlay covers ``mountpoint``.
+        devices: where the devices below an EROFS tree are, for the time of mounting.
         upper: the writable layer of that overlay.
         made_mountpoint: whether ``mountpoint`` was made for this mount and goes with it.
         container: for ``run``: the runtime's program and its name for the container.
@@ -88,6 +89,7 @@ class MountRecord:
     mountpoint: Path
     process: Process
     lower: Path | None = None
+    devices: Path | None = None
     upper: Upper | None = None
     made_mountpoint: bool = False
     container: tuple[str, str] | None = None
@@ -102,13 +104,14 @@ class MountRecord:
         """Read what :meth:`to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         if not isinstance(value, dict) or set(value) != {item.name for item in fields(cls)}:
             raise ValueError("not a mount record")
-        upper, lower = value["upper"], value["lower"]
+        upper, lower, devices = value["upper"], value["lower"], value["devices"]
         return cls(
             **value
             | {
                 "mountpoint": Path(value["mountpoint"]),
                 "process": Process(**value["process"]),
                 "lower": None if lower is None else Path(lower),
+                "devices": None if devices is None else Path(devices),
                 "upper": upper and Upper(Path(upper["directory"]), Path(upper["work"]), upper["private"]),
                 "container": value["container"] and tuple(value["container"]),
             }
@@ -170,7 +173,7 @@ def mount_records(run_dir: Path) -> list[MountRecord]:
 
 def detach(record: MountRecord) -> None:
     """Unmount whatever a record names and is still mounted, lazily, and remove what was private to it."""
-    for target in filter(None, (record.mountpoint, record.lower)):
+    for target in filter(None, (record.mountpoint, record.lower, record.devices)):
         try:
             kernel.unmount_ours(target, lazy=True)
         except OSError as error:
@@ -187,7 +190,13 @@ def retire(run_dir: Path, record: MountRecord) -> MountRecord:
     name = f"{record.id}-{record.process.pid}"
     directory, new = directory_of(run_dir, record.id), directory_of(run_dir, name)
     detached = replace(
-        record, id=name, kind="detached", mountpoint=new / "detached", lower=None, made_mountpoint=False
+        record,
+        id=name,
+        kind="detached",
+        mountpoint=new / "detached",
+        lower=None,
+        devices=None,
+        made_mountpoint=False,
     )
     if record.made_mountpoint:
         with contextlib.suppress(OSError):

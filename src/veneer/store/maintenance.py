@@ -23,8 +23,9 @@ from veneer.store.presence import MapMismatch
 
 __all__ = ["Checked", "Cleared", "DeviceInfo", "Usage", "check", "clear", "collect", "list_devices", "usage"]
 
-#: Verified copies of manifests, configs, indexes and their sections: safe to delete at any time.
-_METADATA = ("blobs", "sections")
+#: Verified copies of manifests, configs, indexes and their sections, and EROFS images made of them: safe to
+#: delete at any time.
+_METADATA = ("blobs", "sections", "erofs")
 #: Spans verified between two reports.
 _CHECK_BATCH = 64
 

@@ -1,0 +1,21 @@
+"""The option that says how an image is mounted."""
+
+from dataclasses import replace
+
+import click
+
+from veneer.settings import BACKENDS, Settings
+
+__all__ = ["backend_option", "with_backend"]
+
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    metavar="NAME",
+    help="How to mount: fuse, erofs-fuse (faster; root and Linux 6.12), or auto, the best that works.",
+)
+
+
+def with_backend(settings: Settings, backend: str | None) -> Settings:
+    """The settings with what the option says, if it was given."""
+    return settings if backend is None else replace(settings, backend=backend)

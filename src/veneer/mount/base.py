@@ -1,0 +1,43 @@
+"""What a backend is: one way to make a tree visible on a directory."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from veneer.index.model import ImageIndex
+from veneer.mount.fuse import FuseStats
+
+__all__ = ["Choice", "Mounter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend, and why it is that one."""
+
+    backend: str
+    reason: str
+
+
+class Mounter(Protocol):
+    """One backend with one image to show. Belongs to one event loop.
+
+    Attributes:
+        choice: what it is.
+        index: the tree that it shows.
+        stats: requests of the kernel that reached this process.
+    """
+
+    choice: Choice
+    index: ImageIndex
+    stats: FuseStats
+
+    def shown(self, target: Path, gone: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Show the tree on ``target``, an existing directory, and serve it as long as the context lasts.
+
+        Whoever unmounts ``target``, and its last user leaves, ends the serving: ``gone`` is called then, once.
+        Before leaving the context its user unmounts ``target``; whoever is still there gets errors afterwards.
+
+        Raises MountError.
+        """

@@ -1,0 +1,121 @@
+"""Mounting a metadata image over device files, and trying out whether this machine can.
+
+Never ``mount -t erofs FILE``: mount(8) makes a loop device of the file.
+
+Every function here blocks; the event loop that serves the devices must not call them.
+"""
+
+import errno
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+
+from veneer.erofs.ondisk import BLOCK
+from veneer.erofs.writer import write_erofs
+from veneer.errors import MountError
+from veneer.index.build import TreeBuilder
+from veneer.index.merge import merge
+from veneer.index.model import Codec, Device, ImageIndex, LayerIndex, SpanTable
+from veneer.index.tar_entry import TarEntry
+from veneer.mount.fsmount import attach, unattached
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
+from veneer.oci.mediatypes import OCI_LAYER
+
+__all__ = ["mount_erofs", "try_erofs"]
+
+_HINTS = {
+    errno.ENODEV: "the kernel has no EROFS; load the module erofs",
+    errno.ENOTBLK: "it takes Linux 6.12, and a cache directory on ext4, xfs or btrfs",
+    errno.EPERM: "it takes root outside of user namespaces (CAP_SYS_ADMIN)",
+    errno.ENOSYS: "something forbids fsopen(2), such as the seccomp profile of a container",
+}
+
+
+def mount_erofs(image: Path, devices: Iterable[Path], target: Path) -> None:
+    """Mount ``image`` over ``devices``, one for each of its slots, on ``target``. Raises MountError."""
+    with _erofs(image, devices) as mount:
+        try:
+            attach(mount, target)
+        except OSError as error:
+            raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
+
+
+@cache
+def try_erofs(directory: Path) -> None:
+    """Mount an image of one file that is kept in ``directory``, and read the file; leaves no trace.
+
+    Raises MountError when that does not work. What has worked is not tried again by this process.
+    """
+    content = bytes(range(256)) * (BLOCK // 256)
+    image = write_erofs(_one_file(content))
+    with ExitStack() as stack:
+        try:
+            paths = [stack.enter_context(_nameless(data, directory)) for data in (image.data, content)]
+        except OSError as error:
+            raise MountError(f"cannot write to {directory}: {error.strerror}") from error
+        mount = stack.enter_context(_erofs(paths[0], paths[1:]))
+        try:
+            file = os.open("file", os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
+            stack.callback(os.close, file)
+            found = os.pread(file, 2 * BLOCK, 0)
+        except OSError as error:
+            raise MountError(f"cannot read from EROFS: {error.strerror}") from error
+        if found != content:
+            raise MountError("EROFS reads other bytes than were written")
+
+
+@contextmanager
+def _erofs(image: Path, devices: Iterable[Path]) -> Iterator[int]:
+    parameters: Sequence[tuple[str, Path | None]] = [
+        ("source", image),
+        *(("device", device) for device in devices),
+        ("ro", None),
+    ]
+    with ExitStack() as stack:
+        try:
+            mount = stack.enter_context(unattached("erofs", parameters))
+        except OSError as error:
+            raise MountError(
+                f"cannot mount EROFS: {error.strerror}", hint=_HINTS.get(error.errno or 0)
+            ) from error
+        yield mount
+
+
+@contextmanager
+def _nameless(data: bytes, directory: Path) -> Iterator[Path]:
+    """A path to a file that is in no directory."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(data)
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
+
+
+def _one_file(content: bytes) -> ImageIndex:
+    builder = TreeBuilder()
+    builder.add(
+        TarEntry(
+            path=b"file",
+            kind="file",
+            mode=0o400,
+            uid=0,
+            gid=0,
+            mtime_ns=0,
+            size=len(content),
+            data=0,
+            stored_size=len(content),
+            link=b"",
+            rdev=(0, 0),
+            xattrs={},
+            segments=None,
+            header=0,
+        )
+    )
+    digest, size = Digest.of(content), len(content)
+    spans = SpanTable(array("q", [0, size]), array("q", [0]), array("q", [size]), digest.raw, (Codec("raw"),))
+    device = Device(Descriptor(OCI_LAYER, digest, size), digest, spans, digest)
+    return merge([LayerIndex(builder.finish(), device)])

@@ -1,0 +1,125 @@
+"""EROFS metadata images in files, kept from one mount to the next.
+
+The kernel parses nothing but what our own writer has made: an image is used again only if its bytes have the
+SHA-256 that was noted when it was written, and is written anew otherwise. Its name follows from the index it
+was made of and from the writer's version, so mounts of one image share one file.
+
+They are in the cache directory: EROFS does not take an image from tmpfs, which run directories are on. A file
+may be deleted at any time; a mount of it goes on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.erofs.chunks import Copy
+from veneer.erofs.ondisk import DeviceSlot
+from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
+from veneer.errors import MountError
+from veneer.index.model import ImageIndex
+from veneer.mount.kernel import EROFS_SUFFIX
+from veneer.oci.digest import Digest
+
+__all__ = ["KEPT", "MetadataImage", "metadata_image"]
+
+#: Bytes of images that are kept: some hundred images of usual size.
+KEPT = 256 << 20
+
+_DIRECTORY = "erofs"
+_FACTS = ".json"
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataImage:
+    """One image on disk. See :class:`~veneer.erofs.writer.ErofsImage` for the facts about it."""
+
+    path: Path
+    devices: tuple[DeviceSlot, ...]
+    copies: tuple[Copy, ...]
+    dropped: int
+
+
+def metadata_image(index: ImageIndex, identity: Digest, cache_dir: Path) -> MetadataImage:
+    """The metadata image of ``index``, from the cache directory or new. Blocks.
+
+    Args:
+        index: the tree.
+        identity: digest of what the tree was made of.
+        cache_dir: where images are kept.
+
+    Raises:
+        UnsupportedFormat: EROFS cannot hold this tree.
+        MountError: there is no place for the image.
+    """
+    name = hashlib.sha256(f"{WRITER_VERSION} {identity}".encode()).hexdigest()
+    path = cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
+    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == len(index.devices):
+        return found
+    image = write_erofs(index)
+    try:
+        _save(path, image)
+    except OSError as error:
+        raise MountError(
+            f"cannot keep the metadata image {path}: {error.strerror}", hint="make room, or use --backend fuse"
+        ) from error
+    _prune(path)
+    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()))
+
+
+def _load(path: Path) -> MetadataImage | None:
+    """What was kept, if it is what was written."""
+    try:
+        facts = json.loads(path.with_suffix(_FACTS).read_bytes())
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                return None
+            os.utime(file.fileno())  # for _prune
+        devices = tuple(DeviceSlot(tag.encode("latin-1"), size) for tag, size in facts["devices"])
+        copies = tuple(Copy(*fields) for fields in facts["copies"])
+        return MetadataImage(path, devices, copies, int(facts["dropped"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(path: Path, image: ErofsImage) -> None:
+    facts = {
+        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "devices": [(slot.tag.decode("latin-1"), slot.size) for slot in image.devices],
+        "copies": image.copies,
+        "dropped": sum(image.dropped.values()),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, image.data)
+    _replace(path.with_suffix(_FACTS), json.dumps(facts).encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _prune(newest: Path) -> None:
+    """Delete the images not used for longest, so that :data:`KEPT` bytes are left."""
+    found = []
+    for path in newest.parent.glob(f"*{EROFS_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((path != newest, -status.st_mtime_ns, status.st_size, path))
+    total = 0
+    for _, _, size, path in sorted(found):
+        total += size
+        if total > KEPT and path != newest:
+            for victim in (path, path.with_suffix(_FACTS)):
+                with contextlib.suppress(OSError):
+                    victim.unlink()
