@@ -226,6 +226,8 @@ class FetchQueue:
         link = self.link
         limit = link.background_limit if priority is Priority.COMPLETION else link.range_limit
         first, last = self._extend(number, limit, link.gap_limit)
+        if priority is Priority.DEMAND:
+            last = self._reach(first, last, link.reach)
         jobs = []
         for n in range(first, last + 1):
             job = self._queued.pop(n, None)
@@ -252,6 +254,19 @@ class FetchQueue:
             if n in queued:
                 first, begin = n, offsets[n]
         return first, last
+
+    def _reach(self, first: int, last: int, limit: int) -> int:
+        """The last span that a demand may bring along: what comes in the time that asking takes anyhow.
+
+        Files of one directory lie together in a tar, and who reads one often reads the next.
+        """
+        offsets, lengths = self._spans.stored_offsets, self._spans.stored_lengths
+        end = offsets[first] + limit
+        for n in range(last + 1, len(lengths)):
+            if offsets[n] + lengths[n] > end or n in self.jobs or not self._adopt(n):
+                break
+            last = n
+        return last
 
     async def _fetch(self, jobs: list[SpanJob]) -> None:
         spans = self._spans

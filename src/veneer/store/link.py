@@ -24,6 +24,12 @@ _LEAST_RANGE, _MOST_RANGE = 256 << 10, 4 << 20
 #: Nobody waits for completion, so its ranges may be longer and fewer.
 _BACKGROUND_FACTOR = 4
 _LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20
+#: A registry nearer than this is asked again sooner than guessing right would save.
+_NEAR_S = 0.003
+#: Requests after which the estimate is more than a guess.
+_LEAST_OBSERVED = 4
+#: How much longer than any before it a range may become on the strength of the estimate.
+_GROWTH = 4
 
 
 class LinkEstimate:
@@ -37,6 +43,7 @@ class LinkEstimate:
         self.rtt_s = _START_RTT_S
         self.s_per_byte = _START_S_PER_BYTE
         # The start values weigh as much as one request of a usual range.
+        self._observed = self._longest = 0
         self._weight = 1.0
         self._mean_length = float(_LEAST_RANGE)
         self._mean_time = self.rtt_s + self._mean_length * self.s_per_byte
@@ -47,6 +54,8 @@ class LinkEstimate:
         """Count one request that brought ``length`` bytes while ``concurrency`` requests ran."""
         effective = length * max(1.0, concurrency)
         time = min(elapsed_s, _SURPRISE * (self.rtt_s + effective * self.s_per_byte))
+        self._observed += 1
+        self._longest = max(self._longest, length)
         self._weight = self._weight * _FORGET + 1
         from_mean = effective - self._mean_length
         self._mean_length += from_mean / self._weight
@@ -70,6 +79,14 @@ class LinkEstimate:
     def range_limit(self) -> int:
         """Longest range worth asking for while a reader waits: its bytes take as long as asking does."""
         return int(_clamp(self.bandwidth_delay, _LEAST_RANGE, _MOST_RANGE))
+
+    @property
+    def reach(self) -> int:
+        """How long a range may grow by what nobody asked for yet: what comes in the time that asking takes."""
+        if self._observed < _LEAST_OBSERVED or self.rtt_s < _NEAR_S:
+            return 0
+        # Bandwidth is a guess for lengths far from those that were seen.
+        return int(min(self.bandwidth_delay, _MOST_RANGE, _GROWTH * self._longest))
 
     @property
     def background_limit(self) -> int:

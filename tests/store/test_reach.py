@@ -1,0 +1,52 @@
+"""On a long link a miss brings what lies behind it along; on a short one it asks for no more than it needs."""
+
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.store.rig import KIB, RAW, ScriptedSource, sample, store_settings
+from veneer.store.spanstore import open_store
+
+SPANS, SPAN = 256, 64 * KIB
+
+
+@pytest.fixture
+def mock_clock() -> MockClock:
+    """Jumps to the next deadline; threads of the store get the time to finish."""
+    return MockClock(autojump_threshold=0.02)
+
+
+@pytest.mark.parametrize(("rtt_s", "fewest", "most"), [(0.05, 4, SPANS // 4), (0.0, SPANS, SPANS)])
+async def test_reading_span_after_span(
+    tmp_path: Path, mock_clock: MockClock, rtt_s: float, fewest: int, most: int
+) -> None:
+    async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
+        await trio.sleep(rtt_s + length / 12.5e6 if rtt_s else 0)
+        return answer
+
+    one = sample([SPAN] * SPANS, codecs=(RAW,))
+    source = ScriptedSource(one.blob, far)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        for offset in range(0, SPANS * SPAN, SPAN):
+            assert await store.read(attached, offset, 4 * KIB) == one.plain[offset : offset + 4 * KIB]
+    assert fewest <= len(source.requests) <= most
+    # About what arrives in one round trip (12.5 MB/s), and nothing twice.
+    assert max(length for _, length in source.requests) <= 2 * rtt_s * 12.5e6 + SPAN
+    assert sum(length for _, length in source.requests) == len(one.blob)
+
+
+async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, mock_clock: MockClock) -> None:
+    async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
+        await trio.sleep(0.05 + length / 12.5e6)
+        return answer
+
+    one = sample([SPAN] * SPANS, codecs=(RAW,))
+    source = ScriptedSource(one.blob, far)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        for number in (*range(0, SPANS, 7), *range(SPANS)):
+            await store.read(attached, number * SPAN, SPAN)
+    assert sum(length for _, length in source.requests) == len(one.blob)
