@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ from veneer.mount.state import mount_records
 from veneer.settings import Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+
+@pytest.fixture(params=["fuse", "erofs-fuse"])
+def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """Everything here holds for every backend."""
+    return replace(settings, backend=str(request.param))
 
 
 async def run(image: str, settings: Settings, *arguments: str, **options: object) -> RunResult:
@@ -56,6 +63,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return os.environ | {
         "VENEER_CACHE_DIR": str(settings.cache_dir),
         "VENEER_RUN_DIR": str(settings.run_dir),
+        "VENEER_BACKEND": settings.backend,
     }
 
 
@@ -138,7 +146,11 @@ async def test_volumes_and_a_root_that_cannot_be_written(
 
 async def test_what_is_written_is_gone_afterwards(workplace: Path, settings: Settings, image: str) -> None:
     for _ in range(2):
-        script = "test ! -e /etc/new && touch /etc/new && test -e /etc/new"
+        script = (
+            "test ! -e /etc/new && echo new > /etc/new && mv /etc/hello /etc/moved && rm /etc/group && "
+            "test ! -e /etc/hello && test ! -e /etc/group && test $(cat /etc/new /etc/moved | wc -l) = 2 && "
+            "cp /bin/busybox /tmp/busybox && /tmp/busybox true"
+        )
         assert (await run(image, settings, "sh", "-c", script)).exit_code == 0
     assert not left(workplace)
 

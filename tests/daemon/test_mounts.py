@@ -1,10 +1,13 @@
 """Mounts in the background: from the request to what is left after the process is killed."""
 
 import errno
+import json
 import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -146,6 +149,59 @@ async def test_after_kill_9_the_next_command_cleans_up(
     assert not left(workplace)
     await mount(image, workplace / "mnt", settings)
     await umount(workplace / "mnt", settings.run_dir)
+
+
+async def test_a_read_under_way_at_kill_9_is_an_error(workplace: Path, settings: Settings, image: str) -> None:
+    """Not zeros, neither then nor later; what was read before stays right where the kernel has it."""
+    (workplace / "repositories/team").mkdir(parents=True)
+    (workplace / "layout").rename(workplace / "repositories/team/app")
+    outcomes: list[bytes | int | None] = []
+
+    def read(offset: int) -> None:
+        try:
+            with opened(workplace / "mnt/large") as large:
+                outcomes.append(os.pread(large, 5000, offset))
+        except OSError as error:
+            outcomes.append(error.errno)
+
+    async with scripted_registry(workplace / "repositories") as registry:
+        info = await mount(f"{registry.host}/team/app:lazy", workplace / "mnt", settings)
+        await trio.to_thread.run_sync(read, 0)
+        assert outcomes.pop() == LARGE[:5000]
+        held = Hold()
+        registry.faults.add(held, path="/blobs/")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, read, 4 << 20)
+            await held.arrived.wait()
+            os.kill(info.pid, signal.SIGKILL)
+        await ended(info.pid)
+        for offset in (4 << 20, 0):
+            await trio.to_thread.run_sync(read, offset)
+    failures = {errno.EIO, errno.ENOTCONN, errno.ECONNABORTED}
+    assert set(outcomes[:2]) <= failures
+    assert outcomes[2] in ((LARGE[:5000],) if settings.backend == "erofs-fuse" else failures)
+    await clean_stale(settings.run_dir)
+
+
+@pytest.mark.parametrize("settings", ["erofs-fuse"], indirect=True)
+async def test_kill_9_in_the_middle_of_mounting(workplace: Path, settings: Settings, image: str) -> None:
+    request = json.dumps(MountRequest.create(image, workplace / "mnt", settings).to_json())
+    program = (
+        "import json, sys, time, trio; from veneer.daemon.request import MountRequest; "
+        "from veneer.daemon.service import serve_mount; from veneer.mount import backends; "
+        "backends.mount_erofs = lambda *_: (print('now', flush=True), time.sleep(1000)); "
+        "trio.run(serve_mount, MountRequest.from_json(json.loads(sys.argv[1])), print)"
+    )
+    process = await trio.lowlevel.open_process([sys.executable, "-c", program, request], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    async with process.stdout:
+        assert await process.stdout.receive_some() == b"now\n"
+        process.kill()
+        await process.wait()
+    assert [path.name for path in mounted_below(workplace)] == ["devices"]
+    await clean_stale(settings.run_dir)
+    assert not mounted_below(workplace)
+    assert not left(workplace)
 
 
 async def test_unmounting_what_a_killed_process_left(workplace: Path, settings: Settings, image: str) -> None:

@@ -4,12 +4,13 @@ import errno
 import mmap
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.erofs.images import index_of
+from tests.erofs.images import device_of, index_of
 from tests.mount.images import Entry, MemoryStore, directory, file, image, symlink
 from tests.mount.serving import Mounted, in_thread, mounter_of, serving
 from veneer.errors import Unavailable
@@ -203,6 +204,18 @@ async def test_readers_without_rights(tmp_path: Path) -> None:
         )
         assert done.stdout == b"for all"
         assert b"Permission denied" in done.stderr
+
+
+async def test_a_device_that_ends_within_a_block(tmp_path: Path) -> None:
+    whole, data = image({b"a": file(os.urandom(5000)), b"b": file(b"b" * 700)})
+    size = whole.data[whole.lookup(b"b") or 0] + 700
+    index = replace(whole, devices=(device_of(data[:size]),))
+    async with serving(tmp_path, index, data[:size], backend=BACKEND) as mount:
+        for warm in (False, True):
+            mount.store.warm = warm
+            assert await in_thread((mount.path / "b").read_bytes) == b"b" * 700
+        assert all(offset + length <= size for offset, length, _ in mount.store.misses)
+        assert mount.stats.failed_reads == 0
 
 
 async def test_three_hundred_devices(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ async def test_an_image_without_xattrs_is_asked_for_them_once(tmp_path: Path) ->
         assert mount.stats.xattrs == asked + 1  # for the list
 
 
-async def test_access_control_lists_are_enforced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["fuse", "erofs-fuse"])
+async def test_access_control_lists_are_enforced(tmp_path: Path, backend: str) -> None:
     # Version 2: owner rw, user 65534 r, group none, mask r, others none.
     entries = ((0x01, 6, -1), (0x02, 4, 65534), (0x04, 0, -1), (0x10, 4, -1), (0x20, 0, -1))
     acl = (2).to_bytes(4, "little") + b"".join(
@@ -162,7 +163,7 @@ async def test_access_control_lists_are_enforced(tmp_path: Path) -> None:
     )
     allowed = file(b"1", 0o640, xattrs=((b"system.posix_acl_access", acl),))
     index, data = image({b"allowed": allowed, b"denied": file(b"1", 0o640)})
-    async with serving(tmp_path, index, data) as mount:
+    async with serving(tmp_path, index, data, backend=backend) as mount:
         for name, code in (("allowed", 0), ("denied", 1)):
             # The path down to the mount is closed to others, so the working directory is the mount itself. env
             # goes there: between vfork and exec nobody could answer, as this process waits with the GIL held.
