@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -31,7 +32,7 @@ from veneer.mount.overlay import private_upper
 from veneer.mount.session import mounted
 from veneer.mount.state import MountRecord, claim, detach, directory_of, release, this_process
 from veneer.settings import Settings
-from veneer.source.tasks import open_nursery
+from veneer.source.tasks import open_nursery, run_all
 from veneer.store.spanstore import SpanStore, open_store
 from veneer.store.stats import StoreStats
 from veneer.transport import TransportStats
@@ -168,18 +169,25 @@ async def _run(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings))
         image = await stack.enter_async_context(open_image(request.image, settings, report=report))
-        user = await _user(image, store, request.options)
-        root = os.fspath(record.mountpoint)
-        spec = runtime_spec(image.config, request.options, user, root=root, name=record.id)
         attached = [store.attach(d, s) for d, s in zip(image.index.devices, image.sources, strict=True)]
         bundle = directory_of(settings.run_dir, record.id)
-        mounter = await open_mounter(
-            settings.backend,
-            Subject(image.name, image.index, image.index_descriptor.digest, store, attached),
-            cache_dir=settings.cache_dir,
-            devices=bundle / "devices",
-            report=report,
-        )
+        users: list[ContainerUser] = []
+
+        async def look_up_user() -> None:
+            users.append(await _user(image, store, request.options))
+
+        # Looking up the user waits for the network, making the metadata image for the processor.
+        async with open_nursery() as nursery:
+            nursery.start_soon(look_up_user)
+            mounter = await open_mounter(
+                settings.backend,
+                Subject(image.name, image.index, image.index_descriptor.digest, store, attached),
+                cache_dir=settings.cache_dir,
+                devices=bundle / "devices",
+                report=report,
+            )
+        root = os.fspath(record.mountpoint)
+        spec = runtime_spec(image.config, request.options, users[0], root=root, name=record.id)
         await trio.to_thread.run_sync(_make_bundle, bundle, record, spec)
         await stack.enter_async_context(
             mounted(mounter, record.mountpoint, lower=record.lower, upper=record.upper)
@@ -280,9 +288,9 @@ async def _user(image: Image, store: SpanStore, options: ContainerOptions) -> Co
             return b""
         return bytes(data)
 
-    return find_user(
-        options.user or image.config.user, await account_file(b"etc/passwd"), await account_file(b"etc/group")
-    )
+    files = (b"etc/passwd", b"etc/group")
+    passwd, group = await run_all([partial(account_file, path) for path in files])
+    return find_user(options.user or image.config.user, passwd, group)
 
 
 def _new_record(image: str, container: _Container, settings: Settings) -> MountRecord:
