@@ -35,6 +35,7 @@ from veneer.testing.tars import TarItem
 VENEER = Path(sys.executable).with_name("veneer")
 SAMPLE = Path("build/sample").absolute()
 START = ("python3", "-c", "import json, ssl, urllib.request, email; print(1)")
+BACKENDS = ("erofs-fuse", "fuse")
 NETWORKS = ((0.0, 0.0), (10.0, 1000.0), (50.0, 100.0))
 
 
@@ -273,18 +274,21 @@ def starting(bench: Bench, registry: str) -> None:
                 name = f"{rtt_ms:g} ms, {mbit:g} Mb/s"
                 target = ["--target", registry.rpartition(":")[2], "--rtt-ms", str(rtt_ms), "--mbit", str(mbit)]
                 host = stack.enter_context(server(sys.executable, "-m", "veneer.testing.delay", *target))
-            cold, warm, facts = [], [], {}
-            for run in range(bench.runs):
-                cache = f"start{rtt_ms}-{run}"
-                arguments = ("run", "--report", report, f"{host}/lazy:x", "--", *START)
-                drop_page_cache()
-                cold.append(bench.veneer(*arguments, cache=cache).seconds)
-                facts = json.loads(report.read_text())
-                warm.append(bench.veneer(*arguments, cache=cache).seconds)
-            bench.report("start", f"{name}: cold, command to exit", statistics.median(cold), "s")
-            bench.report("start", f"{name}: cold, requests", facts["requests"], "")
-            bench.report("start", f"{name}: cold, fetched", facts["bytes_fetched"] / 1e6, "MB")
-            bench.report("start", f"{name}: again", statistics.median(warm), "s")
+            for backend in BACKENDS:
+                cold, warm, facts = [], [], {}
+                for run in range(bench.runs):
+                    cache = f"start-{backend}-{rtt_ms}-{run}"
+                    choice = ("--backend", backend, "--report", report)
+                    arguments = ("run", *choice, f"{host}/lazy:x", "--", *START)
+                    drop_page_cache()
+                    cold.append(bench.veneer(*arguments, cache=cache).seconds)
+                    facts = json.loads(report.read_text())
+                    warm.append(bench.veneer(*arguments, cache=cache).seconds)
+                what = f"{name}, {backend}"
+                bench.report("start", f"{what}: cold, command to exit", statistics.median(cold), "s")
+                bench.report("start", f"{what}: cold, requests", facts["requests"], "")
+                bench.report("start", f"{what}: cold, fetched", facts["bytes_fetched"] / 1e6, "MB")
+                bench.report("start", f"{what}: again", statistics.median(warm), "s")
 
 
 def walk_all(root: Path) -> int:
@@ -311,10 +315,10 @@ def read_all(root: Path) -> int:
 
 
 @contextmanager
-def mounted(bench: Bench, reference: str, cache: str) -> Iterator[Path]:
+def mounted(bench: Bench, reference: str, backend: str, cache: str) -> Iterator[Path]:
     """A mount for the time of the block."""
     point = bench.directory / "mnt"
-    bench.veneer("mount", "--read-only", reference, point, cache=cache)
+    bench.veneer("mount", "--read-only", "--backend", backend, reference, point, cache=cache)
     try:
         yield point
     finally:
@@ -328,32 +332,38 @@ def reading(bench: Bench, registry: str) -> None:
     for layer in inspect(bench, reference)["layers"]:
         blob = bench.directory / "out0/blobs" / layer["digest"].replace(":", "/")
         subprocess.run(f"zstd -dc {blob} | tar -xpf - -C {tree} --exclude '.wh.*'", shell=True, check=True)
-    times, rates = [], []
-    for run in range(bench.runs):
-        cache = f"read{run}"
-        with mounted(bench, reference, cache) as point:
-            drop_page_cache()
-            began = time.monotonic()
-            size = read_all(point / "usr")
-            times.append(time.monotonic() - began)
-            rates.append(size / times[-1] / 1e6)
-            counters = json.loads(bench.veneer("status", "--json", cache=cache).output)[0]["store"]
-    bench.report("read", "/usr, cold from the registry: requests", counters["requests"], "")
-    bench.report("read", "/usr, cold from the registry", statistics.median(times), "s")
-    bench.report("read", "/usr, cold from the registry", statistics.median(rates), "MB/s")
-    with mounted(bench, reference, "read0") as point:
-        for name, root in (("local tree", tree / "usr"), ("mount, all cached on disk", point / "usr")):
-            cold = []
-            for _ in range(bench.runs):
+    for backend in BACKENDS:
+        times = []
+        for run in range(bench.runs):
+            cache = f"read-{backend}-{run}"
+            with mounted(bench, reference, backend, cache) as point:
                 drop_page_cache()
                 began = time.monotonic()
-                read_all(root)
-                cold.append(time.monotonic() - began)
-            warm = [timed(partial(read_all, root), 1) for _ in range(bench.runs)]
-            walk = [timed(partial(walk_all, root), 1) for _ in range(bench.runs)]
-            bench.report("read", f"/usr, {name}: cold page cache", statistics.median(cold), "s")
-            bench.report("read", f"/usr, {name}: warm", statistics.median(warm), "s")
-            bench.report("read", f"/usr, {name}: warm lstat walk", statistics.median(walk), "s")
+                size = read_all(point / "usr")
+                times.append(time.monotonic() - began)
+                counters = json.loads(bench.veneer("status", "--json", cache=cache).output)[0]["report"][
+                    "store"
+                ]
+        name = f"/usr, {backend}, cold from the registry"
+        bench.report("read", f"{name}: requests", counters["requests"], "")
+        bench.report("read", name, statistics.median(times), "s")
+        bench.report("read", name, size / statistics.median(times) / 1e6, "MB/s")
+    for backend in BACKENDS:
+        with mounted(bench, reference, backend, f"read-{backend}-0") as point:
+            turns(bench, {f"local tree beside {backend}": tree / "usr", f"{backend}, cached": point / "usr"})
+
+
+def turns(bench: Bench, roots: dict[str, Path]) -> None:
+    """Read trees that take turns: with a cold page cache, again, and their metadata only."""
+    figures: dict[tuple[str, str], list[float]] = {}
+    for _ in range(bench.runs):
+        for name, root in roots.items():
+            drop_page_cache()
+            figures.setdefault(("cold page cache", name), []).append(timed(partial(read_all, root), 1))
+            figures.setdefault(("warm", name), []).append(timed(partial(read_all, root), 1))
+            figures.setdefault(("warm lstat walk", name), []).append(timed(partial(walk_all, root), 1))
+    for (what, name), seconds in figures.items():
+        bench.report("read", f"/usr, {name}: {what}", statistics.median(seconds), "s")
 
 
 def main() -> None:
