@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from servers import VENEER, server
 
 from veneer.image import open_image
 from veneer.index.merge import merge
@@ -32,7 +33,6 @@ from veneer.settings import Settings
 from veneer.testing.images import write_image
 from veneer.testing.tars import TarItem
 
-VENEER = Path(sys.executable).with_name("veneer")
 SAMPLE = Path("build/sample").absolute()
 START = ("python3", "-c", "import json, ssl, urllib.request, email; print(1)")
 BACKENDS = ("erofs-fuse", "fuse")
@@ -108,20 +108,6 @@ def drop_page_cache() -> None:
     """Forget all file contents that the kernel has cached."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
-
-
-@contextmanager
-def server(*argv: str | Path) -> Iterator[str]:
-    """Run a server until the end of the block; the loopback address that it names first on standard error."""
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            address = re.search(r"127\.0\.0\.1:[0-9]+", process.stderr.readline())
-            if not address:
-                sys.exit(f"{argv[0]} did not start")
-            yield address[0]
-        finally:
-            process.terminate()
 
 
 def many_files(count: int) -> list[TarItem]:

@@ -3,19 +3,18 @@
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from servers import VENEER, server
+
 BUILD = Path("build")
 DEMO = BUILD / "demo"
-VENEER = Path(sys.executable).with_name("veneer")
 COMMAND = ("python3", "-c", "import json, ssl, urllib.request, email; print('hello from Python')")
 
 
@@ -36,20 +35,6 @@ def environment() -> dict[str, str]:
     own = {"VENEER_CACHE_DIR": str(DEMO.absolute() / "cache"), "VENEER_RUN_DIR": str(DEMO.absolute() / "run")}
     # Modules are compiled once, as they are where veneer is installed.
     return os.environ | own | {"PYTHONDONTWRITEBYTECODE": ""}
-
-
-@contextmanager
-def server(*argv: str | Path) -> Iterator[str]:
-    """Run a server until the end of the block; the loopback address that it names first on standard error."""
-    with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            address = re.search(r"127\.0\.0\.1:[0-9]+", process.stderr.readline())
-            if not address:
-                sys.exit(f"{argv[0]} did not start")
-            yield address[0]
-        finally:
-            process.terminate()
 
 
 def first_output(argv: Sequence[str | Path]) -> tuple[float, float]:
