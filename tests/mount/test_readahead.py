@@ -40,6 +40,16 @@ def test_after_a_jump_it_starts_again() -> None:
         assert ahead.window(START + place, 4096) == (START + place, START + place + MIN_WINDOW)
 
 
+def test_jumping_about_in_what_was_fetched_is_no_order() -> None:
+    ahead = ReadAhead(START, END)
+    for _ in range(6):
+        low, high = ahead.window(START, 4096)
+    assert high - low == MAX_WINDOW
+    for place in (4 << 20, 2 << 20, 6 << 20):
+        low, high = ahead.window(START + place, 4096)
+        assert high - low == MIN_WINDOW
+
+
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 1 << 20)), max_size=20))
 def test_the_range_holds_the_read_and_ends_with_the_file(reads: list[tuple[int, int]]) -> None:
     ahead = ReadAhead(START, END)

@@ -36,8 +36,10 @@ class ReadAhead:
         """The device range (start, end) worth fetching with a miss of ``length`` bytes at ``offset``."""
         if self._end - self._start <= WHOLE_FILE:
             return self._start, self._end
-        in_sequence = self._last - SEQUENCE_SLACK <= offset <= self._reach + SEQUENCE_SLACK
+        # On from the last miss, whose range is still under way, or from the end of that range; a place between
+        # them, where a program jumps about in its library, is neither.
+        in_sequence = min(abs(offset - self._last), abs(offset - self._reach)) <= SEQUENCE_SLACK
         self._size = min(2 * self._size, MAX_WINDOW) if in_sequence else MIN_WINDOW
-        self._last = offset
+        self._last = offset + length
         self._reach = min(self._end, offset + max(length, self._size))
         return offset, self._reach
