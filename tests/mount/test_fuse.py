@@ -8,12 +8,14 @@ import stat
 import struct
 from pathlib import Path
 
+import pyfuse3
 import pytest
 import trio
 
 from tests.mount.images import Entry, directory, file, image, symlink
 from tests.mount.serving import in_thread, serving
 from veneer.errors import MountError, Unavailable
+from veneer.mount.fsmount import unattached
 from veneer.mount.kernel import mounts_at
 from veneer.mount.readahead import MAX_WINDOW, MIN_WINDOW
 from veneer.testing.trees import difference, facts_of, scan
@@ -175,6 +177,44 @@ async def test_access_control_lists_are_enforced(tmp_path: Path, backend: str) -
                 capture_stderr=True,
             )
             assert done.returncode == code, done.stderr
+
+
+def abort_connection(path: Path) -> None:
+    """What an administrator does to a mount that hangs."""
+    connection = os.minor(os.lstat(path).st_dev)
+    with unattached("fusectl") as control:
+        abort = os.open(f"{connection}/abort", os.O_WRONLY, dir_fd=control)
+        try:
+            os.write(abort, b"1")
+        finally:
+            os.close(abort)
+
+
+async def test_an_aborted_connection_ends_the_mount(tmp_path: Path) -> None:
+    index, data = image({b"f": file(b"content")})
+    async with serving(tmp_path, index, data) as mount:
+        await in_thread(lambda: abort_connection(mount.path))
+        with trio.fail_after(10):
+            await mount.session.ended.wait()
+        with pytest.raises(OSError) as caught:
+            await in_thread((mount.path / "f").read_bytes)
+        assert caught.value.errno == errno.ENOTCONN
+    assert not mounts_at(tmp_path / "mnt")
+
+
+async def test_a_kernel_that_says_aborted_means_the_end_and_not_a_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some kernels report the end of a connection so, when it comes while requests are being taken.
+    async def main(max_tasks: int) -> None:
+        raise ExceptionGroup("tasks", [ConnectionAbortedError(errno.ECONNABORTED, "receive_buf failed")])
+
+    monkeypatch.setattr(pyfuse3, "main", main)
+    index, data = image({b"f": file(b"content")})
+    async with serving(tmp_path, index, data) as mount:
+        with trio.fail_after(10):
+            await mount.session.ended.wait()
+    assert not mounts_at(tmp_path / "mnt")
 
 
 async def test_a_failed_read_is_an_error_and_not_for_ever(

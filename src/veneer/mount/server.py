@@ -5,6 +5,7 @@ touches its own mount: every system call on it goes through a thread, because an
 work.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +19,8 @@ from veneer.mount.access import check_fuse, fuse_options, others_allowed
 from veneer.source.tasks import open_nursery
 
 __all__ = ["MAX_TASKS", "serve_fuse"]
+
+log = logging.getLogger(__name__)
 
 #: Requests served at once. Cold reads wait for the network here, and one more request than this would make
 #: a look-up wait behind them; each costs one coroutine and a few touched pages of its buffer.
@@ -42,7 +45,10 @@ async def serve_fuse(
     """
 
     async def serve() -> None:
-        await pyfuse3.main(max_tasks=MAX_TASKS)
+        try:
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+        except* ConnectionAbortedError:
+            log.warning("the connection to the kernel was aborted: whoever uses the mount gets errors")
         gone()
 
     _initialise(operations, target)
