@@ -12,6 +12,7 @@ import trio
 from tests.mount.images import Entry, MemoryStore, directory, file, image
 from tests.mount.serving import in_thread, mounter_of, serving
 from veneer.errors import MountError
+from veneer.mount import kernel
 from veneer.mount.kernel import mount_table, mounts_at
 from veneer.mount.overlay import Upper
 from veneer.mount.session import mounted
@@ -105,6 +106,28 @@ async def test_unmounting_the_overlay_by_hand_ends_the_session(tmp_path: Path, b
         await trio.run_process(["umount", mount.path])
         await mount.session.ended.wait()
         assert not mounts_at(tmp_path / "lower")
+
+
+async def test_an_unmount_whose_notice_got_lost_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between a look at the table of mounts and the wait for its next change."""
+    look = kernel.mounts_at
+    raced: list[Path] = []
+
+    def unmount_after_looking(path: Path) -> list[kernel.MountEntry]:
+        found = look(path)
+        if not raced and path == tmp_path / "mnt" and any(entry.fstype == "overlay" for entry in found):
+            raced.append(path)
+            kernel.unmount_ours(path, lazy=True)
+        return found
+
+    monkeypatch.setattr(kernel, "mounts_at", unmount_after_looking)
+    index, data = image(TREE)
+    async with serving(tmp_path, index, data, overlay=True) as mount:
+        with trio.fail_after(30):
+            await mount.session.ended.wait()
+    assert raced
 
 
 @BACKENDS
