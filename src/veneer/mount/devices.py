@@ -7,16 +7,13 @@ block is zeros, and so is what no copy covers of the tail.
 Invariant: a read is answered with every byte that was asked for and lies within the file, or with an errno.
 EROFS takes a short answer for the end of the data and shows zeros in place of the rest.
 
-A device knows no files, but what is worth fetching with a miss depends on them: the index tells which file an
-offset belongs to. Nothing here is made for anybody but the kernel, so only root can see it.
+Nothing here is made for anybody but the kernel, so only root can see it.
 """
 
 import errno
 import os
 import stat
-from array import array
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Generic, NoReturn, TypeVar
 
@@ -28,15 +25,12 @@ from veneer.erofs.ondisk import BLOCK, DeviceSlot
 from veneer.errors import VeneerError
 from veneer.index.model import ImageIndex
 from veneer.mount.failures import FailureLog
+from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import FOREVER_S, DeviceReader, FuseStats
-from veneer.mount.readahead import ReadAhead
 
 __all__ = ["DeviceOperations"]
 
 D = TypeVar("D")
-
-#: Large files whose readers are followed at a time; one that is forgotten starts with a small range again.
-FOLLOWED = 512
 
 _FIRST_INODE = pyfuse3.ROOT_INODE + 1
 
@@ -75,7 +69,8 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         self._real = [device.spans.size for device in index.devices]
         self._copies = copies
         self._copy_ends = [copy.offset + copy.length for copy in copies]
-        self._files = _Files(index)
+        self._files = FileTable(lambda: index)
+        self._keys = [device.key for device in index.devices]
         self._failures = FailureLog(image, index)
 
     # Names and attributes
@@ -155,7 +150,7 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         attached = self._attached[number]
         data = self._store.cached(attached, offset, have)
         if data is None:
-            window = self._files.window(number, offset, have)
+            window = self._files.window(self._keys[number], offset, have)
             try:
                 data = await self._store.read(attached, offset, have, window=window)
             except VeneerError as error:
@@ -176,56 +171,6 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
 
     def _fail(self, number: int, offset: int, length: int, error: VeneerError) -> NoReturn:
         self.stats.failed_reads += 1
-        node, start = self._files.at(number, offset)
+        node, start = self._files.at(self._keys[number], offset)
         self._failures.record(node, offset - start, length, error)
         raise FUSEError(error.errno) from error
-
-
-class _Files:
-    """Which file an offset of a device belongs to; found out at the first miss of that device."""
-
-    def __init__(self, index: ImageIndex) -> None:
-        self._index = index
-        #: By device: where the stored bytes of its files start, in ascending order, and whose they are.
-        self._tables: dict[int, tuple[array[int], array[int]]] = {}
-        self._followed: OrderedDict[int, ReadAhead] = OrderedDict()
-
-    def window(self, device: int, offset: int, length: int) -> tuple[int, int]:
-        """The device range worth fetching with a miss."""
-        node, start = self.at(device, offset)
-        ahead = self._followed.get(node)
-        if ahead is None:
-            end = max(start + self._stored(node), offset + length)
-            ahead = self._followed[node] = ReadAhead(start, min(end, self._index.devices[device].spans.size))
-            if len(self._followed) > FOLLOWED:
-                self._followed.popitem(last=False)
-        else:
-            self._followed.move_to_end(node)
-        return ahead.window(offset, length)
-
-    def at(self, device: int, offset: int) -> tuple[int, int]:
-        """The node of the last file that starts at or before ``offset``, and where it starts.
-
-        Between files, where no read of a file leads, it is the root with nothing stored.
-        """
-        starts, nodes = self._tables.get(device) or self._make(device)
-        place = bisect_right(starts, offset) - 1
-        if place < 0:
-            return self._index.root, 0
-        return nodes[place], starts[place]
-
-    def _make(self, device: int) -> "tuple[array[int], array[int]]":
-        index, bases = self._index, self._index.bases
-        end = bases[device + 1] if device + 1 < len(bases) else len(index.mode)
-        found = sorted(
-            (index.data[node], node)
-            for node in range(bases[device], end)
-            if index.nlink[node] and index.size[node] and stat.S_ISREG(index.mode[node])
-        )
-        table = (array("q", (start for start, _ in found)), array("q", (node for _, node in found)))
-        self._tables[device] = table
-        return table
-
-    def _stored(self, node: int) -> int:
-        segments = self._index.segments.get(node)
-        return self._index.size[node] if segments is None else sum(length for _, length in segments)
