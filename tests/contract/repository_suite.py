@@ -72,9 +72,9 @@ async def push_referrer(
     return await repository.push_manifest(data, OCI_MANIFEST)
 
 
-async def streamed(source: BlobSource, offset: int = 0) -> bytes:
+async def streamed(source: BlobSource, offset: int = 0, length: int | None = None) -> bytes:
     """All that a stream gives."""
-    async with source.stream(offset) as chunks:
+    async with source.stream(offset, length) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
@@ -191,6 +191,15 @@ class RepositoryContract:
             assert await streamed(source, offset) == data[offset:]
         with pytest.raises(IntegrityError):
             await streamed(source, LARGE + 1)
+
+    async def test_stream_of_a_range(self, repository: Repository) -> None:
+        data = os.urandom(LARGE)
+        source = repository.blob(await push(repository, data))
+        for offset, length in ((0, 1), (1, 0), (70_001, 1 << 20), (LARGE - 9, 9), (0, LARGE), (LARGE, 0)):
+            assert await streamed(source, offset, length) == data[offset : offset + length]
+        for offset, length in ((0, LARGE + 1), (LARGE, 1), (5, -1)):
+            with pytest.raises(IntegrityError):
+                await streamed(source, offset, length)
 
     async def test_stream_may_be_left_early(self, repository: Repository) -> None:
         data = os.urandom(LARGE)

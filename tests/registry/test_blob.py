@@ -54,8 +54,8 @@ async def blob(repository: RegistryRepository) -> BlobSource:
     return await push(repository)
 
 
-async def streamed(source: BlobSource, offset: int = 0) -> bytes:
-    async with source.stream(offset) as chunks:
+async def streamed(source: BlobSource, offset: int = 0, length: int | None = None) -> bytes:
+    async with source.stream(offset, length) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
@@ -96,6 +96,9 @@ async def test_a_passing_fault_costs_one_more_request(
     registry.faults.add(fault, method="GET", path="/blobs/")
     assert await streamed(blob) == DATA
     assert len(ranges(registry)) == 4
+    registry.faults.add(fault, method="GET", path="/blobs/")
+    assert await streamed(blob, START, LENGTH) == WANTED
+    assert len(ranges(registry)) == 6
 
 
 async def test_a_broken_transfer_goes_on_where_it_broke(registry: ScriptedRegistry, blob: BlobSource) -> None:
@@ -238,6 +241,9 @@ async def test_misplaced_bytes_are_asked_for_again_once(
         await blob.read(START, LENGTH)
     assert blob.name in caught.value.message
     assert len(ranges(registry)) == 4
+    with pytest.raises(IntegrityError):
+        await streamed(blob, START, LENGTH)
+    assert len(ranges(registry)) == 6
 
 
 async def test_a_range_that_the_registry_does_not_have(registry: ScriptedRegistry, blob: BlobSource) -> None:

@@ -111,9 +111,9 @@ class ScriptedSource:
             self.running -= 1
 
     @asynccontextmanager
-    async def stream(self, offset: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
         async def chunks() -> AsyncIterator[bytes]:
-            yield self._blob[offset:]
+            yield await self.read(offset, self.size - offset if length is None else length)
 
         yield chunks()
 

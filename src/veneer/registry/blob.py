@@ -60,13 +60,15 @@ class RegistryBlob:
         raise AssertionError("unreachable: bounded() returns only after its body")
 
     @asynccontextmanager
-    async def stream(self, offset: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The unverified bytes from ``offset`` to the end; see :class:`~veneer.source.base.BlobSource`."""
-        if not 0 <= offset <= self._size:
-            raise self._outside(f"{offset}+")
+    async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The unverified bytes of a range as they arrive; see :class:`~veneer.source.base.BlobSource`."""
+        end = self._size if length is None else offset + length
+        if not 0 <= offset <= end <= self._size:
+            raise self._outside(f"{offset}+{'' if length is None else length}")
         attempts = self._session.transport.attempts(self._session.blob_patience)
-        # Whoever streams wants most of the blob: a server without ranges may send it from its start again.
-        async with aclosing(self._transfer(offset, self._size, self._size, attempts)) as chunks:
+        # To the end is most of the blob: a server without ranges may send it from its start again.
+        skip_limit = self._size if length is None else SKIP_LIMIT
+        async with aclosing(self._transfer(offset, end, skip_limit, attempts)) as chunks:
             yield chunks
 
     async def _transfer(

@@ -46,8 +46,13 @@ class BlobSource(Protocol):
         the source answers with another range or size than it was asked for.
         """
 
-    def stream(self, offset: int = 0) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The unverified bytes from ``offset`` to the end, in chunks as they arrive, resumed on faults."""
+    def stream(
+        self, offset: int = 0, length: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The unverified bytes of a range in chunks as they arrive, resumed on faults; fails as ``read`` does.
+
+        Without a length it goes to the end of the blob.
+        """
 
 
 @runtime_checkable

@@ -110,12 +110,13 @@ class FileBlob:
         return await trio.to_thread.run_sync(self._read, offset, length)
 
     @asynccontextmanager
-    async def stream(self, offset: int = 0) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The bytes from ``offset`` to the end."""
-        self._check_range(offset, 0)
+    async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The ``length`` bytes from ``offset``, or all to the end."""
+        self._check_range(offset, length or 0)
+        end = self._size if length is None else offset + length
         fd = await trio.to_thread.run_sync(self._open)
         try:
-            yield _Chunks(self, fd, offset)
+            yield _Chunks(self, fd, offset, end)
         finally:
             os.close(fd)
 
@@ -156,16 +157,17 @@ class FileBlob:
 class _Chunks:
     """Chunks of an open blob in order. For one task."""
 
-    def __init__(self, blob: FileBlob, fd: int, offset: int) -> None:
+    def __init__(self, blob: FileBlob, fd: int, offset: int, end: int) -> None:
         self._blob = blob
         self._fd = fd
         self._offset = offset
+        self._end = end
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        length = min(CHUNK, self._blob.size - self._offset)
+        length = min(CHUNK, self._end - self._offset)
         if not length:
             raise StopAsyncIteration
         chunk = await trio.to_thread.run_sync(self._blob.read_open, self._fd, self._offset, length)
