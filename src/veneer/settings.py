@@ -15,7 +15,7 @@ from veneer.oci.descriptor import Platform
 __all__ = ["BACKENDS", "Settings", "parse_size"]
 
 #: Ways to mount; ``auto`` takes the best that works.
-BACKENDS = ("auto", "fuse", "erofs-fuse")
+BACKENDS = ("auto", "fuse", "erofs-fuse", "erofs-fanotify")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

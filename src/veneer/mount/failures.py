@@ -36,8 +36,11 @@ class FailureLog:
         self._lines = 0
         self._left_out = 0
 
-    def record(self, node: int, offset: int, length: int, error: VeneerError) -> None:
-        """Log that a read of a file failed, unless that was said a moment ago."""
+    def record(self, node: int, offset: int, length: int, error: VeneerError, where: str = "") -> None:
+        """Log that a read of a file failed, unless that was said a moment ago.
+
+        ``where`` says more about the place, in words of whoever records it.
+        """
         now = self._clock()
         if now - self._told.get(node, float("-inf")) < REPEAT_AFTER_S:
             return
@@ -54,11 +57,12 @@ class FailureLog:
         if len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
         log.error(
-            "read failed image=%s path=%r offset=%d length=%d error=%s cause=%r",
+            "read failed image=%s path=%r offset=%d length=%d%s error=%s cause=%r",
             self._image,
             "/" + self._path(node).decode("utf-8", "backslashreplace"),
             offset,
             length,
+            f" {where}" if where else "",
             type(error).__name__,
             error.message,
         )

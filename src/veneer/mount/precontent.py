@@ -1,0 +1,392 @@
+"""Devices in sparse files that the kernel reads by itself: bytes are there before it is let through to them.
+
+The kernel mounts EROFS over the data files of the device cache. Each of them is marked in a fanotify group, so
+that it asks before every read of one; a read is let through once the store says that all its spans are in the
+file, and fails with an error otherwise. A device whose bytes are all there and proven needs no questions: its
+mark goes, and from then on no process of ours is in the path of its reads.
+
+Invariants:
+
+- **No hole is ever read.** A file is marked before anybody mounts it, which :meth:`GuardedDevices.hold` waits
+  for: a file that is open without a mark never asks, whatever is marked later. So even a complete device is
+  marked while it is being mounted, and unmarked (:meth:`GuardedDevices.opened`) after that: it must ask again
+  once some of it has been evicted. The store marks it, by a callback, before it punches anything.
+- **Every event is answered exactly once**, then its descriptor is closed; what ends the serving answers EIO.
+- The store's own descriptor of a data file must not ask: it would wait for itself. One opened before the mark
+  does not. After a restart of this process the marks are there already and it does, which a trial read shows;
+  its place is then taken by the descriptor of the event that the trial read raised.
+
+Not here: who mounts what and when; keeping the group open when this process dies.
+"""
+
+import errno
+import logging
+import os
+import resource
+import threading
+
+import trio
+
+from veneer.errors import MountError, VeneerError
+from veneer.mount import fanotify
+from veneer.mount.failures import FailureLog
+from veneer.mount.fanotify import Event
+from veneer.mount.filetable import FileTable
+from veneer.mount.guarded import Guarded, PreContentStats, check_guardable
+from veneer.mount.readahead import MIN_WINDOW
+from veneer.store.spanstore import AttachedDevice, SpanStore
+
+__all__ = ["GuardedDevices", "PreContentStats", "check_guardable"]
+
+log = logging.getLogger(__name__)
+
+#: Events taken from the group at a time: few enough that other tasks get their turn.
+_BATCH = 64
+#: Bounds of how many readers may wait in this process, each of which costs a descriptor and a task; the kernel
+#: keeps the rest. Half of the descriptors are for everything else.
+_FEWEST_PENDING, _MOST_PENDING = 32, 16384
+
+
+class GuardedDevices:
+    """Answers the events of one group for the devices that are held. Belongs to one event loop.
+
+    Nobody reads or writes a device's data file through the store between attaching and holding it: after a
+    restart such an access would ask, and wait for a device that is not served yet.
+
+    Args:
+        group: of :func:`veneer.mount.fanotify.open_group`; stays the caller's.
+        restoring: mounts of an earlier process are still there: events of files that are not held wait until
+            they are, or :meth:`restored` says that nothing more is to be expected.
+        most_pending: bounds the readers that wait in this process; follows the limit of descriptors by default.
+    """
+
+    def __init__(self, group: int, *, restoring: bool = False, most_pending: int | None = None) -> None:
+        self.stats = PreContentStats()
+        self._group = group
+        self._restoring = restoring
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = most_pending or min(_MOST_PENDING, max(_FEWEST_PENDING, limit // 2))
+        self._devices: dict[tuple[int, int], Guarded] = {}
+        #: Events of files that are not served yet.
+        self._parked: dict[tuple[int, int], list[Event]] = {}
+        self._probing = 0
+        self._freed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer events until cancelled; events that wait then are answered with EIO."""
+        if self._nursery is not None:
+            raise RuntimeError("events are being served already")
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while True:
+                    await self._room()
+                    if events := fanotify.read_events(self._group, _BATCH):
+                        for event in events:
+                            self._take(event)
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await trio.lowlevel.wait_readable(self._group)
+        finally:
+            self._nursery = None
+            self._dismiss()
+
+    async def hold(self, store: SpanStore, attached: AttachedDevice, files: FileTable, image: str) -> None:
+        """Keep a device from being read before its bytes are there; to be done before it is mounted.
+
+        To be followed by one :meth:`opened` and one :meth:`release`. :meth:`serve` must be running.
+
+        Args:
+            store: fills the device.
+            attached: the device.
+            files: the image's files, which say what is worth fetching with a miss.
+            image: names it in the log.
+
+        Raises:
+            UnsupportedFormat: its bytes may not be on the disk.
+            MountError: there is no file, or it cannot be marked.
+        """
+        status = os.fstat(check_guardable(attached))
+        inode = status.st_dev, status.st_ino
+        while True:
+            guarded = self._devices.get(inode)
+            if guarded is None:
+                guarded = self._devices[inode] = Guarded(self._group, store, attached, self.stats)
+                self.stats.held += 1
+            if guarded.attached is not attached:
+                raise ValueError("one file is attached twice; there must be one store for a cache directory")
+            async with guarded.changing:
+                if self._devices.get(inode) is not guarded:
+                    continue  # Its last holder has just released it.
+                guarded.files, guarded.image, guarded.failures = files, image, None
+                try:
+                    if not guarded.ready:
+                        await self._begin(guarded)
+                    guarded.mark()
+                except BaseException as error:
+                    if not guarded.holders:
+                        with trio.CancelScope(shield=True):
+                            await self._end(inode, guarded)
+                    if isinstance(error, OSError):
+                        raise MountError(
+                            f"cannot watch {attached.device.key.hex} in the cache: {error.strerror}"
+                        ) from error
+                    raise
+                guarded.holders += 1
+                guarded.opening += 1
+                break
+        for event in self._parked.pop(inode, ()):
+            self._decide_and_answer(event)
+
+    def opened(self, attached: AttachedDevice) -> None:
+        """Tell that the mount for which the device was held has been made, or will not be.
+
+        A complete device is unmarked after that.
+        """
+        guarded = self._of(attached)
+        guarded.opening -= 1
+        self._consider(guarded)
+
+    def consider(self, attached: AttachedDevice) -> None:
+        """Look whether a device has become complete otherwise than by being read, and unmark it then."""
+        self._consider(self._of(attached))
+
+    async def release(self, attached: AttachedDevice) -> None:
+        """Undo one :meth:`hold`; to be done when the file system that reads the device is gone.
+
+        After the last one nothing here uses the device any more.
+        """
+        guarded = self._of(attached)
+        async with guarded.changing:
+            guarded.holders -= 1
+            guarded.opening = min(guarded.opening, guarded.holders)
+            if not guarded.holders:
+                inode = next(inode for inode, one in self._devices.items() if one is guarded)
+                with trio.CancelScope(shield=True):
+                    await self._end(inode, guarded)
+            else:
+                self._consider(guarded)
+
+    def restored(self) -> None:
+        """Tell that every device which was held before a restart is held again."""
+        self._restoring = False
+        for inode in [inode for inode in self._parked if inode not in self._devices]:
+            for event in self._parked.pop(inode):
+                self._unknown(event)
+                self._finish(event, errno.EIO)
+
+    # Holding
+
+    async def _begin(self, guarded: Guarded) -> None:
+        """Mark a device for the first time, and see to it that our own descriptor does not ask."""
+        if self._nursery is None:
+            raise RuntimeError("a device is held only while events are served")
+        await self._nursery.start(self._keep, guarded)
+        guarded.store.pin(guarded.attached, guarded.mark)
+        guarded.mark()
+        self._probing += 1
+        self._freed.set()
+        try:
+            # Abandoned when nobody answers any more: a daemon thread that ends with the process.
+            await trio.to_thread.run_sync(_probe, guarded, abandon_on_cancel=True)
+        finally:
+            self._probing -= 1
+            guarded.probe = None
+        guarded.ready = True
+
+    async def _keep(self, guarded: Guarded, *, task_status: trio.TaskStatus[None]) -> None:
+        """Own the tasks of a device."""
+        try:
+            async with trio.open_nursery() as nursery:
+                guarded.nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            guarded.ended.set()
+
+    async def _end(self, inode: tuple[int, int], guarded: Guarded) -> None:
+        del self._devices[inode]
+        self.stats.held -= 1
+        guarded.ready = False
+        if guarded.nursery is not None:
+            guarded.nursery.cancel_scope.cancel()
+            await guarded.ended.wait()
+        try:
+            guarded.unmark(only_if_complete=False)
+            guarded.store.unpin(guarded.attached)
+        finally:
+            if not self._restoring:
+                for event in self._parked.pop(inode, ()):
+                    self._finish(event, errno.EIO)
+
+    def _of(self, attached: AttachedDevice) -> Guarded:
+        for guarded in self._devices.values():
+            if guarded.attached is attached:
+                return guarded
+        raise ValueError(f"the device {attached.device.key.hex} is not held")
+
+    # Events
+
+    async def _room(self) -> None:
+        """Wait until another event may be taken; the trial read of a device is not kept waiting."""
+        while self.stats.pending >= self._most and not self._probing:
+            self._freed = trio.Event()
+            await self._freed.wait()
+
+    def _take(self, event: Event) -> None:
+        stats = self.stats
+        stats.events += 1
+        if event.fd < 0:
+            stats.refused += 1
+            # Floods come by thousands: the first one tells, and then each doubling.
+            if stats.refused & (stats.refused - 1) == 0:
+                why = os.strerror(-event.fd)
+                log.error("the kernel failed reads because of: %s; so far %d", why, stats.refused)
+            return
+        stats.pending += 1
+        stats.most_pending = max(stats.most_pending, stats.pending)
+        self._decide_and_answer(event)
+
+    def _decide_and_answer(self, event: Event) -> None:
+        try:
+            error = self._decide(event)
+        except Exception:
+            log.exception("failed an event because of a bug")
+            error = errno.EIO
+        if error is not None:
+            self._finish(event, error)
+
+    def _decide(self, event: Event) -> int | None:
+        """The answer, or None when somebody else has become responsible for it."""
+        status = os.fstat(event.fd)
+        inode = status.st_dev, status.st_ino
+        guarded = self._devices.get(inode)
+        if guarded is None or not guarded.ready:
+            if guarded is not None and event.pid == guarded.probe:
+                os.dup2(event.fd, check_guardable(guarded.attached), inheritable=False)
+                self.stats.adopted += 1
+                return 0
+            # What is parked may not use up the room that the trial read needs.
+            if (guarded is not None or self._restoring) and self.stats.pending < self._most:
+                self._parked.setdefault(inode, []).append(event)
+                return None
+            self._unknown(event)
+            return errno.EIO
+        attached = guarded.attached
+        offset = event.offset
+        length = min(event.length or attached.size, attached.size - offset)
+        if length <= 0 or guarded.store.holds(attached, offset, length):
+            self.stats.ready += 1
+            if guarded.may_be_complete:
+                self._consider(guarded)
+            return 0
+        guarded.start(self._wait, guarded, event, offset, length)
+        return None
+
+    async def _wait(self, guarded: Guarded, event: Event, offset: int, length: int) -> None:
+        """Answer one event when its bytes have come."""
+        store, attached = guarded.store, guarded.attached
+        error, cause = errno.EIO, None
+        try:
+            await store.fill(attached, offset, length, window=self._window(guarded, offset, length))
+            if store.holds(attached, offset, length):
+                error = 0
+                self.stats.waited += 1
+            else:
+                log.error("%s %d+%d was filled and is not there", attached.device.key.hex, offset, length)
+        except VeneerError as failure:
+            error, cause = failure.errno, failure
+        except Exception:
+            log.exception("failed an event because of a bug")
+        finally:
+            self._finish(event, error)
+        if cause is not None:
+            await self._tell(guarded, offset, length, cause)
+        else:
+            self._consider(guarded)
+
+    def _finish(self, event: Event, error: int) -> None:
+        """Answer an event; nothing else does, and nobody uses its descriptor after this."""
+        self.stats.denied += error != 0
+        try:
+            fanotify.answer(self._group, event.fd, error)
+        except OSError:
+            # There is no group any more, or not ours: nobody can answer.
+            log.exception("cannot answer an event")
+        finally:
+            os.close(event.fd)
+            self.stats.pending -= 1
+            self._freed.set()
+
+    def _unknown(self, event: Event) -> None:
+        self.stats.unknown += 1
+        if self.stats.unknown & (self.stats.unknown - 1) == 0:
+            path = os.readlink(f"/proc/self/fd/{event.fd}")
+            log.error("failed a read of %r, which is not held; so far %d", path, self.stats.unknown)
+
+    def _dismiss(self) -> None:
+        for events in self._parked.values():
+            for event in events:
+                self._finish(event, errno.EIO)
+        self._parked.clear()
+
+    # Files
+
+    def _window(self, guarded: Guarded, offset: int, length: int) -> tuple[int, int]:
+        """What to fetch with a miss; a first one is not kept waiting until the tree is known."""
+        if guarded.files.is_prepared(guarded.key):
+            return guarded.files.window(guarded.key, offset, length)
+        if not guarded.preparing:
+            guarded.preparing = True
+            guarded.start(self._prepare, guarded)
+        return offset, min(guarded.attached.size, offset + max(length, MIN_WINDOW))
+
+    async def _prepare(self, guarded: Guarded) -> bool:
+        try:
+            await trio.to_thread.run_sync(guarded.files.prepare, guarded.key)
+        except VeneerError as error:
+            log.warning("image=%s nothing is fetched ahead cause=%r", guarded.image, error.message)
+            return False
+        guarded.preparing = False
+        return True
+
+    async def _tell(self, guarded: Guarded, offset: int, length: int, error: VeneerError) -> None:
+        spans = guarded.attached.spans.covering(offset, length)
+        where = f"device={guarded.key.hex[:12]} spans={spans[0]}..{spans[-1]}"
+        if not guarded.files.is_prepared(guarded.key) and not await self._prepare(guarded):
+            log.error("read failed image=%s %s cause=%r", guarded.image, where, error.message)
+            return
+        if guarded.failures is None:
+            guarded.failures = FailureLog(guarded.image, guarded.files.index)
+        node, start = guarded.files.at(guarded.key, offset)
+        guarded.failures.record(node, offset - start, length, error, where)
+
+    # Completeness
+
+    def _consider(self, guarded: Guarded) -> None:
+        """Unmark a device that has all of its bytes, after the proof that they are right."""
+        if guarded.ready and guarded.may_be_complete:
+            if guarded.attached.complete:
+                guarded.unmark(only_if_complete=True)
+            else:
+                guarded.proving = True
+                guarded.start(self._prove, guarded)
+
+    async def _prove(self, guarded: Guarded) -> None:
+        try:
+            await guarded.store.prove(guarded.attached)
+        except VeneerError as error:
+            guarded.refuted = True
+            log.error("image=%s device=%s cause=%r", guarded.image, guarded.key.hex[:12], error.message)
+        finally:
+            guarded.proving = False
+        if not guarded.opening:
+            guarded.unmark(only_if_complete=True)
+
+
+def _probe(guarded: Guarded) -> None:
+    """Read through the store's descriptor: an event of this thread shows that it asks. Raises OSError."""
+    guarded.probe = threading.get_native_id()
+    os.pread(check_guardable(guarded.attached), 1, 0)

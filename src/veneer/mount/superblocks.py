@@ -1,0 +1,105 @@
+"""Notice when a file system is gone: unmounted everywhere, and left by the last one who used it.
+
+A lazily detached mount lives on while somebody has a file open on it. The kernel tells the end of a superblock
+to whoever watches one of its inodes (inotify's IN_UNMOUNT), and the watch itself keeps nothing alive.
+"""
+
+import ctypes
+import logging
+import os
+import re
+import struct
+import threading
+from pathlib import Path
+
+import trio
+
+__all__ = ["Superblocks"]
+
+log = logging.getLogger(__name__)
+
+_CLOEXEC, _NONBLOCK = 0o2000000, 0o4000
+#: Something has to be asked for; what is told about unmounts is told in any case.
+_DELETE_SELF = 0x400
+_UNMOUNT, _OVERFLOW, _IGNORED = 0x2000, 0x4000, 0x8000
+#: struct inotify_event: watch, mask, cookie, length of the name.
+_EVENT = struct.Struct("=iIII")
+_READ = 64 << 10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+
+
+class Superblocks:
+    """Watches any number of file systems. Belongs to one event loop; :meth:`watch` may be called in any thread.
+
+    Raises OSError when it is made: the limit of inotify instances is reached.
+    """
+
+    def __init__(self) -> None:
+        self._inotify = int(_libc.inotify_init1(_CLOEXEC | _NONBLOCK))
+        if self._inotify < 0:
+            raise _error()
+        self._watches: dict[int, trio.Event] = {}
+        self._changing = threading.Lock()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Set events until cancelled, and close then."""
+        try:
+            task_status.started()
+            while True:
+                await trio.lowlevel.wait_readable(self._inotify)
+                try:
+                    data = os.read(self._inotify, _READ)
+                except BlockingIOError:
+                    continue
+                at = 0
+                while at < len(data):
+                    watch, mask, _, name = _EVENT.unpack_from(data, at)
+                    at += _EVENT.size + name
+                    if mask & _OVERFLOW:
+                        self._look()
+                    elif mask & (_UNMOUNT | _IGNORED):
+                        self._set(watch)
+        finally:
+            self.close()
+
+    def watch(self, root: Path | int) -> trio.Event:
+        """An event for the end of the file system whose root is ``root``: a path, or a descriptor of a mount.
+
+        Raises OSError.
+        """
+        path = f"/proc/self/fd/{root}/." if isinstance(root, int) else os.fspath(root)
+        # Held while adding, so that the end cannot be told before there is something to set.
+        with self._changing:
+            watch = int(_libc.inotify_add_watch(self._inotify, os.fsencode(path), _DELETE_SELF))
+            if watch < 0:
+                raise _error()
+            return self._watches.setdefault(watch, trio.Event())
+
+    def close(self) -> None:
+        """Watch nothing any more; no event is set after this."""
+        if self._inotify >= 0:
+            os.close(self._inotify)
+            self._inotify = -1
+
+    def _set(self, watch: int) -> None:
+        with self._changing:
+            event = self._watches.pop(watch, None)
+        if event is not None:
+            event.set()
+
+    def _look(self) -> None:
+        """Something that was told got lost: where the kernel has no watch any more, the file system is gone."""
+        log.warning("notices of unmounts got lost; looking at all of them")
+        with self._changing:
+            text = Path(f"/proc/self/fdinfo/{self._inotify}").read_text()
+            there = {int(watch, 16) for watch in re.findall(r"^inotify wd:([0-9a-f]+)", text, re.MULTILINE)}
+            gone = [self._watches.pop(watch) for watch in list(self._watches) if watch not in there]
+        for event in gone:
+            event.set()
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
