@@ -26,7 +26,7 @@ from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import OCI_LAYER
 
-__all__ = ["mount_erofs", "try_erofs"]
+__all__ = ["erofs_over", "mount_erofs", "nameless", "one_file", "try_erofs"]
 
 _HINTS = {
     errno.ENODEV: "the kernel has no EROFS; load the module erofs",
@@ -38,7 +38,7 @@ _HINTS = {
 
 def mount_erofs(image: Path, devices: Iterable[Path], target: Path) -> None:
     """Mount ``image`` over ``devices``, one for each of its slots, on ``target``. Raises MountError."""
-    with _erofs(image, devices) as mount:
+    with erofs_over(image, devices) as mount:
         try:
             attach(mount, target)
         except OSError as error:
@@ -52,13 +52,13 @@ def try_erofs(directory: Path) -> None:
     Raises MountError when that does not work. What has worked is not tried again by this process.
     """
     content = bytes(range(256)) * (BLOCK // 256)
-    image = write_erofs(_one_file(content))
+    image = write_erofs(one_file(content))
     with ExitStack() as stack:
         try:
-            paths = [stack.enter_context(_nameless(data, directory)) for data in (image.data, content)]
+            paths = [stack.enter_context(nameless(data, directory)) for data in (image.data, content)]
         except OSError as error:
             raise MountError(f"cannot write to {directory}: {error.strerror}") from error
-        mount = stack.enter_context(_erofs(paths[0], paths[1:]))
+        mount = stack.enter_context(erofs_over(paths[0], paths[1:]))
         try:
             file = os.open("file", os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
             stack.callback(os.close, file)
@@ -70,7 +70,8 @@ def try_erofs(directory: Path) -> None:
 
 
 @contextmanager
-def _erofs(image: Path, devices: Iterable[Path]) -> Iterator[int]:
+def erofs_over(image: Path, devices: Iterable[Path]) -> Iterator[int]:
+    """The descriptor of a mount that is in no directory yet. Raises MountError."""
     parameters: Sequence[tuple[str, Path | None]] = [
         ("source", image),
         *(("device", device) for device in devices),
@@ -87,7 +88,7 @@ def _erofs(image: Path, devices: Iterable[Path]) -> Iterator[int]:
 
 
 @contextmanager
-def _nameless(data: bytes, directory: Path) -> Iterator[Path]:
+def nameless(data: bytes, directory: Path) -> Iterator[Path]:
     """A path to a file that is in no directory."""
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(data)
@@ -95,7 +96,8 @@ def _nameless(data: bytes, directory: Path) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
-def _one_file(content: bytes) -> ImageIndex:
+def one_file(content: bytes) -> ImageIndex:
+    """The tree of a device that is nothing but the content of ``file``."""
     builder = TreeBuilder()
     builder.add(
         TarEntry(
