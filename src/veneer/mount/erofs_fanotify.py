@@ -31,9 +31,10 @@ from veneer.mount.fsmount import attach
 from veneer.mount.guarded import check_guardable
 from veneer.mount.metadata import MetadataImage
 from veneer.mount.superblocks import Superblocks
+from veneer.mount.tail import tail_file
 from veneer.store.spanstore import AttachedDevice
 
-__all__ = ["mount_guarded", "try_fanotify"]
+__all__ = ["mount_guarded", "tail_file", "try_fanotify"]
 
 #: For the trial, which takes milliseconds: a kernel that has not asked after this long does not.
 _TRIAL_S = 5.0
@@ -63,7 +64,7 @@ def mount_guarded(
     Args:
         metadata: the image.
         attached: its devices, in order.
-        tail: of :func:`veneer.mount.tail.tail_file`.
+        tail: of :func:`~veneer.mount.tail.tail_file`.
         target: an existing directory.
         superblocks: watches the new file system.
 
