@@ -19,7 +19,7 @@ import trio
 from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError, NotFound
 from veneer.events import Progress, Reporter, silent
-from veneer.image.open import Image
+from veneer.image import Image
 from veneer.index.build import TreeBuilder
 from veneer.index.model import Device, LayerIndex, LayerTree, Span
 from veneer.index.tar import TarParser
@@ -96,19 +96,19 @@ class VerifyReport:
 
 async def verify_image(image: Image, report: Reporter = silent) -> VerifyReport:
     """Check every byte of ``image``. What is wrong is in the result; what cannot be read is raised."""
+    await image.load()  # layers that cannot be merged are bad, whatever they hold
+    layers = await image.layer_indexes()
     checks = [
-        _LayerCheck(index, source, image.index.policy.devices)
-        for index, source in zip(image.layer_indexes, image.sources, strict=True)
+        _LayerCheck(index, source, image.policy.devices)
+        for index, source in zip(layers, image.sources, strict=True)
     ]
     verdicts = await run_all([partial(check.run, report) for check in checks], at_once=LAYERS_AT_ONCE)
     problems: list[str] = []
     dropped: Counter[str] = Counter()
     for check in checks:
         dropped.update(check.dropped)
-    if all(not verdict.problem_count for verdict in verdicts) and dropped != Counter(
-        image.index.policy.dropped
-    ):
-        stated = dict(image.index.policy.dropped)
+    if all(not verdict.problem_count for verdict in verdicts) and dropped != Counter(image.policy.dropped):
+        stated = dict(image.policy.dropped)
         problems.append(f"the index says that it left out {stated}, but it left out {dict(dropped)}")
     return VerifyReport(image.name, tuple(verdicts), tuple(problems))
 

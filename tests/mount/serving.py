@@ -31,7 +31,7 @@ class Mounted:
 async def mounter_of(index: ImageIndex, store: MemoryStore, directory: Path, backend: str = "fuse") -> Mounter:
     """A backend for an image; what it keeps on disk is below ``directory``."""
     identity = digest(os.urandom(16))  # no two trees of tests are known to be the same
-    subject = Subject("test", index, identity, store, list(range(len(store.devices))))
+    subject = Subject("test", index.devices, lambda: index, identity, store, list(range(len(store.devices))))
     return await open_mounter(backend, subject, cache_dir=directory / "cache", devices=directory / "devices")
 
 

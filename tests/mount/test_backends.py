@@ -68,7 +68,7 @@ def test_without_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_slower_backend_is_told(on_tmpfs: Path) -> None:
     index, data = image({b"f": file(b"content")})
-    subject = Subject("test", index, IDENTITY, MemoryStore([data]), [0])
+    subject = Subject("test", index.devices, lambda: index, IDENTITY, MemoryStore([data]), [0])
     events: list[Event] = []
     mountpoint = on_tmpfs / "mnt"
     mountpoint.mkdir()
@@ -88,7 +88,7 @@ async def test_an_image_that_erofs_cannot_hold(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(metadata, "write_erofs", refuse)
     index, data = image({b"f": file(b"content")})
-    subject = Subject("test", index, IDENTITY, MemoryStore([data]), [0])
+    subject = Subject("test", index.devices, lambda: index, IDENTITY, MemoryStore([data]), [0])
     devices = tmp_path / "devices"
     with pytest.raises(UnsupportedFormat):
         await open_mounter("erofs-fuse", subject, cache_dir=tmp_path, devices=devices)
@@ -100,25 +100,25 @@ async def test_an_image_that_erofs_cannot_hold(tmp_path: Path, monkeypatch: pyte
 def test_a_metadata_image_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One file that needs a tail, and so copies.
     index = index_of([tar([TarItem(b"odd", pieces=((3, b"x" * 10_000),), size=1 << 20), TarItem(b"f")])])
-    first = metadata_image(index, IDENTITY, tmp_path)
+    first = metadata_image(lambda: index, IDENTITY, 1, tmp_path)
     written = write_erofs(index)
     assert first.path.read_bytes() == written.data
     assert (first.devices, first.copies) == (written.devices, written.copies)
     assert len(first.copies) > 0
 
-    other = metadata_image(index, digest(b"another index"), tmp_path)
+    other = metadata_image(lambda: index, digest(b"another index"), 1, tmp_path)
     assert other.path != first.path
     with monkeypatch.context() as patch:
         patch.setattr(metadata, "write_erofs", lambda _: pytest.fail("written again"))
-        assert metadata_image(index, IDENTITY, tmp_path) == first
+        assert metadata_image(lambda: index, IDENTITY, 1, tmp_path) == first
     monkeypatch.setattr(metadata, "WRITER_VERSION", 1_000_000)
-    assert metadata_image(index, IDENTITY, tmp_path).path != first.path
+    assert metadata_image(lambda: index, IDENTITY, 1, tmp_path).path != first.path
 
 
 @pytest.mark.parametrize("damage", ["image", "short", "facts", "nonsense", "half", "no facts", "no image"])
 def test_the_kernel_sees_nothing_that_was_changed(tmp_path: Path, damage: str) -> None:
     index, _ = image({b"f": file(b"content")})
-    first = metadata_image(index, IDENTITY, tmp_path)
+    first = metadata_image(lambda: index, IDENTITY, 1, tmp_path)
     good, facts = first.path.read_bytes(), first.path.with_suffix(".json")
     if damage == "image":
         first.path.write_bytes(good[:-1] + b"\x01")
@@ -134,7 +134,7 @@ def test_the_kernel_sees_nothing_that_was_changed(tmp_path: Path, damage: str) -
         facts.unlink()
     else:
         first.path.unlink()
-    assert metadata_image(index, IDENTITY, tmp_path) == first
+    assert metadata_image(lambda: index, IDENTITY, 1, tmp_path) == first
     assert first.path.read_bytes() == good
 
 
@@ -144,12 +144,12 @@ def test_the_least_recently_used_images_go(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(metadata, "KEPT", 2 * size)
     made = []
     for number in range(2):
-        made.append(metadata_image(index, digest(b"%d" % number), tmp_path).path)
+        made.append(metadata_image(lambda: index, digest(b"%d" % number), 1, tmp_path).path)
         os.utime(made[-1], (number, number))
-    assert metadata_image(index, digest(b"0"), tmp_path).path == made[0], (
+    assert metadata_image(lambda: index, digest(b"0"), 1, tmp_path).path == made[0], (
         "used again, so the other one is older"
     )
-    made.append(metadata_image(index, digest(b"2"), tmp_path).path)
+    made.append(metadata_image(lambda: index, digest(b"2"), 1, tmp_path).path)
     assert [path.exists() for path in made] == [True, False, True]
     assert len(list((tmp_path / "erofs").iterdir())) == 4
 
@@ -157,7 +157,7 @@ def test_the_least_recently_used_images_go(tmp_path: Path, monkeypatch: pytest.M
 async def test_an_image_may_be_deleted_while_it_is_mounted(tmp_path: Path) -> None:
     index, data = image({b"d%d" % number: file(b"%d" % number) for number in range(1000)})
     store = MemoryStore([data])
-    subject = Subject("test", index, IDENTITY, store, [0])
+    subject = Subject("test", index.devices, lambda: index, IDENTITY, store, [0])
     mounter = await open_mounter("erofs-fuse", subject, cache_dir=tmp_path, devices=tmp_path / "devices")
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()

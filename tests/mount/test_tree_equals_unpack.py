@@ -31,8 +31,10 @@ async def mounted_tree(layers: list[Layer], devices: str, backend: str, director
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
     async with open_store(configured) as store, open_image(image_text, configured) as image:
-        attached = [store.attach(*pair) for pair in zip(image.index.devices, image.sources, strict=True)]
-        subject = Subject(image.name, image.index, image.index_descriptor.digest, store, attached)
+        attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
+        subject = Subject(
+            image.name, image.devices, lambda: image.index, image.index_descriptor.digest, store, attached
+        )
         mounter = await open_mounter(
             backend, subject, cache_dir=configured.cache_dir, devices=directory / "devices"
         )

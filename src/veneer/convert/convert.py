@@ -18,7 +18,8 @@ from veneer.convert.work import WorkDirectory
 from veneer.errors import UnsupportedFormat, UsageError
 from veneer.events import Notice, Reporter, silent
 from veneer.image.contents import Contents
-from veneer.image.open import MAX_NESTING, Reference, ResolvedImage, check_image, open_repository
+from veneer.image.image import Reference
+from veneer.image.open import MAX_NESTING, ResolvedImage, check_image, open_repository
 from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.manifest import Index, Manifest, build_index, parse_manifest
 from veneer.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX

@@ -18,7 +18,8 @@ from veneer.convert.work import Job, StoredLayer, WorkDirectory
 from veneer.errors import NotFound, UnsupportedFormat
 from veneer.events import Notice, Reporter
 from veneer.formats.native import ANNOTATION_HEADER
-from veneer.image.open import Image, ResolvedImage, load_config, load_image
+from veneer.image.image import Image
+from veneer.image.open import ResolvedImage, load_config, load_image
 from veneer.index.model import MetadataPolicy
 from veneer.index.wire import header_length, pack_index
 from veneer.oci.canonical import canonical_json
@@ -143,13 +144,14 @@ class ImageConverter:
             return None
         try:
             image = await load_image(resolved, self._settings, self._stats)
+            await image.load()  # what is not whole is not copied
         except NotFound as error:  # copied by a tool that left the index behind: it is made again
             self._report(Notice(error.message))
             return None
         except UnsupportedFormat as error:
             self._report(Notice(f"{error.message}; converting it again"))
             return None
-        return image if image.index.policy.devices == self._devices else None
+        return image if image.policy.devices == self._devices else None
 
     async def _copy(self, resolved: ResolvedImage, image: Image) -> NewImage:
         """Copy a native image and its index."""
@@ -168,7 +170,7 @@ class ImageConverter:
             manifest.digest,
             index,
             layers,
-            image.index.policy.dropped,
+            image.policy.dropped,
             copied=True,
         )
         return NewImage(manifest.raw, manifest.descriptor, converted)

@@ -4,10 +4,11 @@ A format finds layer indexes; it decides nothing about trust. Whoever opens an i
 returns is about exactly the layers that the manifest and the config name.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from veneer.index.model import LayerIndex, MetadataPolicy
+from veneer.index.model import Device, LayerIndex, MetadataPolicy
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.manifest import Manifest
 from veneer.source.base import Repository
@@ -53,12 +54,16 @@ class OpenedIndex:
     """The indexes of all layers, lowest first, as some format gave them.
 
     Args:
+        devices: of the layers.
+        policy: what the trees keep of the layers' metadata.
         section_sizes: stored bytes that each layer takes in the index.
+        layers: decodes the trees, over the same devices. Blocks; raises IntegrityError.
     """
 
-    layers: tuple[LayerIndex, ...]
+    devices: tuple[Device, ...]
     policy: MetadataPolicy
     section_sizes: tuple[int, ...]
+    layers: Callable[[], tuple[LayerIndex, ...]]
 
 
 class LayerFormat(Protocol):
@@ -76,4 +81,4 @@ class LayerFormat(Protocol):
         """Where the index is, or None when the image is not of this format. As few requests as possible."""
 
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
-        """The index that was detected. Raises IntegrityError or UnsupportedFormat."""
+        """The index that was detected, its trees unseen. Raises IntegrityError or UnsupportedFormat."""

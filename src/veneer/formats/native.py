@@ -12,7 +12,7 @@ import trio
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, UsageError
 from veneer.formats.base import ImageContents, IndexLocation, OpenedIndex
 from veneer.formats.sections import MIN_INDEX_SIZE, SectionCache
-from veneer.index.wire import header_length, parse_header, unpack_index
+from veneer.index.wire import PackedIndex
 from veneer.oci.canonical import parse_json
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -54,20 +54,19 @@ class NativeFormat:
         return None
 
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
-        """Fetch and decode the index, as little of it as possible."""
+        """Fetch the index, as little of it as possible, and decode all but the trees."""
         descriptor = location.descriptor
         known = data = await contents.known(descriptor)
         if data is None:
             data = await self._fetch(contents, manifest, descriptor)
-        layers, policy = await trio.to_thread.run_sync(unpack_index, data)
-        header = parse_header(data[: header_length(len(layers))])
+        packed = await trio.to_thread.run_sync(PackedIndex.parse, data)
         if known is None and descriptor.size >= MIN_INDEX_SIZE:
-            await self._sections.keep(header, data)
+            await self._sections.keep(packed.header, data)
         sizes = tuple(
             sum(section.stored_length for section in (record.tree, record.spans, record.aux) if section)
-            for record in header.layers
+            for record in packed.header.layers
         )
-        return OpenedIndex(layers, policy, sizes)
+        return OpenedIndex(packed.devices, packed.policy, sizes, packed.layers)
 
     async def _fetch(self, contents: ImageContents, manifest: Manifest, descriptor: Descriptor) -> bytes:
         what = f"index of {contents.repository.name}@{manifest.digest}"

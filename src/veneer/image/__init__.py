@@ -1,5 +1,6 @@
 """An image opened for reading: what a reference names, checked, with its index and its sources."""
 
-from veneer.image.open import Image, LayerNote, open_image, open_repository
+from veneer.image.image import Image, LayerNote
+from veneer.image.open import open_image, open_repository
 
 __all__ = ["Image", "LayerNote", "open_image", "open_repository"]

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from veneer.errors import NotFound, UsageError
-from veneer.image.open import Image
+from veneer.image.image import Image
 from veneer.index.model import ImageIndex
 from veneer.store.spanstore import SpanStore
 
@@ -122,7 +122,7 @@ async def read_file(image: Image, store: SpanStore, path: bytes) -> AsyncGenerat
         UsageError: it is not a regular file.
         VeneerError: what reading its spans reported.
     """
-    index = image.index
+    index = await image.load()
     node = find(index, path, image.name)
     if not stat.S_ISREG(index.mode[node]):
         kind = _TYPES[stat.S_IFMT(index.mode[node])]
@@ -131,7 +131,7 @@ async def read_file(image: Image, store: SpanStore, path: bytes) -> AsyncGenerat
     for extent in index.extents(node):
         for zeros in _zeros(extent.file_offset - position):
             yield zeros
-        attached = store.attach(index.devices[extent.device], image.sources[extent.device])
+        attached = store.attach(image.devices[extent.device], image.sources[extent.device])
         end = extent.offset + extent.length
         for offset in range(extent.offset, end, _PIECE):
             length = min(_PIECE, end - offset)

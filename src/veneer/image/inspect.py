@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from veneer.errors import UnsupportedFormat
 from veneer.events import Reporter, silent
-from veneer.image.open import Image, LayerNote, ResolvedImage, load_config, load_image, resolve_image
+from veneer.image.image import Image, LayerNote
+from veneer.image.open import ResolvedImage, load_config, load_image, resolve_image
+from veneer.index.model import ImageIndex
 from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -113,12 +115,13 @@ async def inspect_image(text: str, settings: Settings, *, report: Reporter = sil
     async with resolve_image(text, settings) as (resolved, stats):
         try:
             image = await load_image(resolved, settings, stats, report)
+            files = _counts(await image.load())
         except UnsupportedFormat as error:
             config = await load_config(resolved)
             layers = tuple(_full_pull(layer) for layer in resolved.manifest.layers)
-            return _summary(resolved, config, layers, error.message, None, stats.requests)
+            return _summary(resolved, config, layers, error.message, None, {}, stats.requests)
         reason = f"{image.layers[0].reason}" if image.layers else "it has no layers"
-        return _summary(resolved, image.config, image.layers, reason, image, stats.requests)
+        return _summary(resolved, image.config, image.layers, reason, image, files, stats.requests)
 
 
 def _full_pull(layer: Descriptor) -> LayerNote:
@@ -133,6 +136,7 @@ def _summary(
     layers: tuple[LayerNote, ...],
     reason: str,
     image: Image | None,
+    files: dict[str, int],
     requests: int,
 ) -> ImageSummary:
     manifest = resolved.manifest
@@ -147,16 +151,16 @@ def _summary(
         reason=reason,
         index=image.index_descriptor if image else None,
         index_origin=image.index_origin if image else "",
-        files=_counts(image) if image else {},
+        files=files,
         requests=requests,
     )
 
 
-def _counts(image: Image) -> dict[str, int]:
+def _counts(index: ImageIndex) -> dict[str, int]:
     """Names in the merged tree, by kind."""
     counts = {"files": 0, "directories": 0, "symlinks": 0, "others": 0}
-    for _, node in image.index.walk():
-        mode = image.index.mode[node]
+    for _, node in index.walk():
+        mode = index.mode[node]
         if stat.S_ISREG(mode):
             counts["files"] += 1
         elif stat.S_ISDIR(mode):

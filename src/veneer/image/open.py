@@ -6,7 +6,7 @@ and index at once. What the local copy has is not asked for; a digest reference 
 Invariant: an :class:`Image`'s index describes exactly the layers that its manifest and config name.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -17,26 +17,23 @@ from veneer.events import Notice, Reporter, silent
 from veneer.formats.base import IndexLocation, LayerFormat, OpenedIndex
 from veneer.formats.native import NativeFormat
 from veneer.image.contents import Contents
-from veneer.index.merge import merge
-from veneer.index.model import ImageIndex, LayerIndex
+from veneer.image.image import Image, LayerNote, Reference
+from veneer.index.model import Device
 from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
-from veneer.oci.descriptor import Descriptor, Platform
+from veneer.oci.descriptor import Platform
 from veneer.oci.manifest import Manifest, parse_manifest
 from veneer.oci.mediatypes import FOREIGN_LAYERS, LAYER_COMPRESSION
-from veneer.oci.reference import LayoutReference, RegistryReference, parse_reference
+from veneer.oci.reference import LayoutReference, parse_reference
 from veneer.registry.client import RegistryRepository
 from veneer.registry.keychain import Keychain
 from veneer.settings import Settings
-from veneer.source.base import BlobSource, Repository
+from veneer.source.base import Repository
 from veneer.source.layout import OCILayout
 from veneer.source.tasks import open_nursery
 from veneer.transport import Transport, TransportStats
 
 __all__ = [
     "MAX_NESTING",
-    "Image",
-    "LayerNote",
-    "Reference",
     "ResolvedImage",
     "find_manifest",
     "open_image",
@@ -44,38 +41,8 @@ __all__ = [
     "resolve_image",
 ]
 
-Reference = RegistryReference | LayoutReference
-
 #: Indexes inside of indexes: real ones have one level, layouts of multi-platform images two.
 MAX_NESTING = 4
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNote:
-    """What is known of one layer, for people.
-
-    Args:
-        blob: as the manifest states it.
-        format: of the index that covers it, "" for none.
-        spans: how many ranges it can be fetched in.
-        codecs: how they are stored.
-        size: uncompressed, in bytes; None when only an index would tell.
-        index_size: bytes that the layer takes in the index.
-        reason: why it is loaded lazily, or why not.
-    """
-
-    blob: Descriptor
-    format: str
-    spans: int
-    codecs: tuple[str, ...]
-    size: int | None
-    index_size: int
-    reason: str
-
-    @property
-    def lazy(self) -> bool:
-        """Whether the layer can be loaded on demand."""
-        return bool(self.format)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,39 +57,6 @@ class ResolvedImage:
     def name(self) -> str:
         """For messages: repository and manifest digest."""
         return f"{self.contents.repository.name}@{self.manifest.digest}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Image:
-    """One image that can be loaded lazily.
-
-    Args:
-        reference: what the user asked for.
-        name: repository and manifest digest, for messages.
-        repository: where it comes from.
-        manifest: of the selected platform.
-        config: what to run.
-        index: its tree over the layers' devices.
-        index_origin: ``annotation`` or ``referrer``.
-        index_descriptor: the index blob.
-        layer_indexes: what the tree was merged from, lowest layer first.
-        sources: the layers' blobs, one for each device.
-        layers: notes, one for each layer.
-        transport_stats: requests made so far through this image's connections.
-    """
-
-    reference: Reference
-    name: str
-    repository: Repository
-    manifest: Manifest
-    config: ImageConfig
-    index: ImageIndex
-    index_origin: str
-    index_descriptor: Descriptor
-    layer_indexes: tuple[LayerIndex, ...]
-    sources: tuple[BlobSource, ...]
-    layers: tuple[LayerNote, ...]
-    transport_stats: TransportStats
 
 
 def open_repository(reference: Reference, settings: Settings, transport: Transport) -> Repository:
@@ -217,21 +151,18 @@ async def load_image(
         nursery.start_soon(index)
         nursery.start_soon(config)
     (layer_format, location, opened), image_config = found[0], configs[0]
-    check_binding(opened.layers, manifest, image_config, f"index of {resolved.name}")
+    check_binding(opened.devices, manifest, image_config, f"index of {resolved.name}")
     if not image_config.platform.matches(settings.platform):
         report(Notice(f"{resolved.reference} is for {image_config.platform}, not for {settings.platform}"))
-    merged = await trio.to_thread.run_sync(merge, opened.layers, opened.policy)
     return Image(
         reference=resolved.reference,
         name=resolved.name,
         repository=contents.repository,
         manifest=manifest,
         config=image_config,
-        index=merged,
         index_origin=location.origin,
         index_descriptor=location.descriptor,
-        layer_indexes=opened.layers,
-        sources=tuple(contents.repository.blob(layer) for layer in manifest.layers),
+        opened=opened,
         layers=_notes(layer_format, manifest, location, opened),
         transport_stats=stats,
     )
@@ -270,21 +201,21 @@ async def _find_index(
     )
 
 
-def check_binding(layers: tuple[LayerIndex, ...], manifest: Manifest, config: ImageConfig, what: str) -> None:
+def check_binding(devices: Sequence[Device], manifest: Manifest, config: ImageConfig, what: str) -> None:
     """Raise IntegrityError unless the index is about exactly these layers, in this order."""
-    if len(layers) != len(manifest.layers):
-        raise IntegrityError(f"{what} describes {len(layers)} layers, the image has {len(manifest.layers)}")
-    stated = zip(layers, manifest.layers, config.diff_ids, strict=True)
-    for number, (index, layer, diff_id) in enumerate(stated, 1):
-        blob = index.device.blob
+    if len(devices) != len(manifest.layers):
+        raise IntegrityError(f"{what} describes {len(devices)} layers, the image has {len(manifest.layers)}")
+    stated = zip(devices, manifest.layers, config.diff_ids, strict=True)
+    for number, (device, layer, diff_id) in enumerate(stated, 1):
+        blob = device.blob
         if (blob.digest, blob.size) != (layer.digest, layer.size):
             raise IntegrityError(
                 f"{what} describes {blob.digest} ({blob.size} bytes) as layer {number}, "
                 f"the image has {layer.digest} ({layer.size} bytes)"
             )
-        if index.device.diff_id != diff_id:
+        if device.diff_id != diff_id:
             raise IntegrityError(
-                f"{what} says that layer {number} unpacks to {index.device.diff_id}, the config says {diff_id}"
+                f"{what} says that layer {number} unpacks to {device.diff_id}, the config says {diff_id}"
             )
 
 
@@ -299,11 +230,11 @@ def _notes(
         LayerNote(
             blob=layer,
             format=layer_format.name,
-            spans=len(index.device.spans),
-            codecs=tuple(codec.name for codec in index.device.spans.codecs),
-            size=index.device.spans.size,
+            spans=len(device.spans),
+            codecs=tuple(codec.name for codec in device.spans.codecs),
+            size=device.spans.size,
             index_size=size,
             reason=reason,
         )
-        for layer, index, size in zip(manifest.layers, opened.layers, opened.section_sizes, strict=True)
+        for layer, device, size in zip(manifest.layers, opened.devices, opened.section_sizes, strict=True)
     )

@@ -10,12 +10,13 @@ Everything read here came from outside: it is bounded before it is allocated, an
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Self
 
 import zstandard
 
 from veneer.errors import IntegrityError
-from veneer.index.model import LayerIndex, MetadataPolicy
+from veneer.index.model import Device, LayerIndex, MetadataPolicy
 from veneer.index.wire_columns import Fields, join, pack, unsigned_column
 from veneer.index.wire_frame import decode_zstd
 from veneer.index.wire_header import (
@@ -37,8 +38,8 @@ __all__ = [
     "MAX_PLAIN_SIZE",
     "IndexHeader",
     "LayerRecord",
+    "PackedIndex",
     "SectionRef",
-    "decode_layer",
     "decode_policy",
     "decode_section",
     "decode_spans",
@@ -102,27 +103,56 @@ def decode_section(ref: SectionRef, stored: bytes) -> bytes:
     return plain
 
 
-def unpack_index(data: bytes) -> tuple[tuple[LayerIndex, ...], MetadataPolicy]:
-    """Layers and policy of a whole artifact; the inverse of :func:`pack_index`."""
-    header = parse_header(data)
-    if len(data) != header.artifact_length:
-        raise IntegrityError(f"index: expected {header.artifact_length} bytes, got {len(data)}")
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedIndex:
+    """A whole artifact of which everything but the trees has been decoded and checked.
 
-    def section(ref: SectionRef) -> bytes:
-        return decode_section(ref, data[ref.offset : ref.offset + ref.stored_length])
+    Trees are most of an index, and what has a metadata image already needs none of them.
 
-    layers = tuple(
-        decode_layer(record, section(record.tree), section(record.spans)) for record in header.layers
-    )
-    return layers, decode_policy(section(header.policy))
+    Args:
+        header: where the sections are.
+        devices: one a layer, lowest first.
+        policy: the metadata policy.
+        data: the artifact.
+    """
+
+    header: IndexHeader
+    devices: tuple[Device, ...]
+    policy: MetadataPolicy
+    data: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """The index in ``data``. Raises IntegrityError or UnsupportedFormat; the trees have a say later."""
+        header = parse_header(data)
+        if len(data) != header.artifact_length:
+            raise IntegrityError(f"index: expected {header.artifact_length} bytes, got {len(data)}")
+        devices = tuple(_decode_device(record, _section(data, record.spans)) for record in header.layers)
+        return cls(header, devices, decode_policy(_section(data, header.policy)), data)
+
+    def layers(self) -> tuple[LayerIndex, ...]:
+        """The layers with their trees, decoded anew by every call. Raises IntegrityError."""
+        return tuple(
+            LayerIndex(decode_tree(_section(self.data, record.tree), device.spans.size), device)
+            for record, device in zip(self.header.layers, self.devices, strict=True)
+        )
 
 
-def decode_layer(record: LayerRecord, tree: bytes, spans: bytes) -> LayerIndex:
-    """The layer that a record and its two plain sections make."""
+def _section(data: bytes, ref: SectionRef) -> bytes:
+    return decode_section(ref, data[ref.offset : ref.offset + ref.stored_length])
+
+
+def _decode_device(record: LayerRecord, spans: bytes) -> Device:
     device = decode_spans(spans)
     if (device.blob.digest, device.diff_id) != (record.blob, record.diff_id):
         raise IntegrityError("index: header and spans section name different layers")
-    return LayerIndex(decode_tree(tree, device.spans.size), device)
+    return device
+
+
+def unpack_index(data: bytes) -> tuple[tuple[LayerIndex, ...], MetadataPolicy]:
+    """Layers and policy of a whole artifact; the inverse of :func:`pack_index`."""
+    packed = PackedIndex.parse(data)
+    return packed.layers(), packed.policy
 
 
 def encode_policy(policy: MetadataPolicy) -> bytes:

@@ -19,11 +19,12 @@ import trio
 
 from veneer.errors import MountError, UnsupportedFormat
 from veneer.events import Notice, Reporter, silent
-from veneer.index.model import ImageIndex
+from veneer.index.model import Device, ImageIndex
 from veneer.mount import kernel
 from veneer.mount.base import Choice, Mounter
 from veneer.mount.devices import DeviceOperations
 from veneer.mount.erofs import mount_erofs, try_erofs
+from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import DeviceReader, FuseStats, TreeOperations
 from veneer.mount.fusectl import allow_requests
 from veneer.mount.metadata import MetadataImage, metadata_image
@@ -43,14 +44,16 @@ class Subject(Generic[D]):
 
     Args:
         name: for messages and the log.
-        index: its tree.
+        devices: what its tree is over.
+        index: gives the tree. May be called in any thread and more than once; takes long the first time.
         identity: digest of what the tree was made of.
         store: where the bytes are.
-        attached: what ``store`` calls the devices of the index, in the same order.
+        attached: what ``store`` calls the devices, in the same order.
     """
 
     name: str
-    index: ImageIndex
+    devices: Sequence[Device]
+    index: Callable[[], ImageIndex]
     identity: Digest
     store: DeviceReader[D]
     attached: Sequence[D]
@@ -59,10 +62,10 @@ class Subject(Generic[D]):
 class FuseMounter(Generic[D]):
     """The whole tree by FUSE."""
 
-    def __init__(self, subject: Subject[D], choice: Choice) -> None:
+    def __init__(self, subject: Subject[D], index: ImageIndex, choice: Choice) -> None:
         self.choice = choice
-        self.index = subject.index
-        self.operations = TreeOperations(subject.index, subject.store, subject.attached, image=subject.name)
+        self.inodes = sum(map(bool, index.nlink))
+        self.operations = TreeOperations(index, subject.store, subject.attached, image=subject.name)
         self.stats: FuseStats = self.operations.stats
 
     @asynccontextmanager
@@ -87,9 +90,10 @@ class ErofsFuseMounter(Generic[D]):
 
     def __init__(self, subject: Subject[D], metadata: MetadataImage, devices: Path, choice: Choice) -> None:
         self.choice = choice
-        self.index = subject.index
+        self.inodes = metadata.inodes
         self.operations = DeviceOperations(
-            subject.index,
+            subject.devices,
+            FileTable(subject.index),
             subject.store,
             subject.attached,
             slots=metadata.devices,
@@ -166,7 +170,9 @@ async def open_mounter(
     choice = await trio.to_thread.run_sync(choose, wanted, cache_dir)
     if choice.backend != "fuse":
         try:
-            metadata = await trio.to_thread.run_sync(metadata_image, subject.index, subject.identity, cache_dir)
+            metadata = await trio.to_thread.run_sync(
+                metadata_image, subject.index, subject.identity, len(subject.devices), cache_dir
+            )
         except (MountError, UnsupportedFormat) as error:
             if wanted != "auto":
                 raise
@@ -177,4 +183,4 @@ async def open_mounter(
             return ErofsFuseMounter(subject, metadata, devices, choice)
     if wanted == "auto" and os.geteuid() == 0:
         report(Notice(f"using the slower backend fuse: {choice.reason}"))
-    return FuseMounter(subject, choice)
+    return FuseMounter(subject, await trio.to_thread.run_sync(subject.index), choice)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from veneer.index.model import ImageIndex
 from veneer.mount.fuse import FuseStats
 
 __all__ = ["Choice", "Mounter"]
@@ -25,12 +24,12 @@ class Mounter(Protocol):
 
     Attributes:
         choice: what it is.
-        index: the tree that it shows.
+        inodes: number of inodes that it shows.
         stats: requests of the kernel that reached this process.
     """
 
     choice: Choice
-    index: ImageIndex
+    inodes: int
     stats: FuseStats
 
     def shown(self, target: Path, gone: Callable[[], None]) -> AbstractAsyncContextManager[None]:

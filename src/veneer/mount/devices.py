@@ -11,6 +11,7 @@ Nothing here is made for anybody but the kernel, so only root can see it.
 """
 
 import errno
+import logging
 import os
 import stat
 from bisect import bisect_right
@@ -18,17 +19,20 @@ from collections.abc import Sequence
 from typing import Generic, NoReturn, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext
 
 from veneer.erofs.chunks import Copy
 from veneer.erofs.ondisk import BLOCK, DeviceSlot
 from veneer.errors import VeneerError
-from veneer.index.model import ImageIndex
+from veneer.index.model import Device
 from veneer.mount.failures import FailureLog
 from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import FOREVER_S, DeviceReader, FuseStats
 
 __all__ = ["DeviceOperations"]
+
+log = logging.getLogger(__name__)
 
 D = TypeVar("D")
 
@@ -39,17 +43,19 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
     """FUSE requests for devices, answered from a store. Used by one event loop only.
 
     Args:
-        index: the tree that the metadata image was made of.
+        devices: what the metadata image's tree is over.
+        files: of that tree; asked with the first miss.
         store: where the bytes are.
-        attached: what ``store`` calls the devices of the index, in the same order.
-        slots: all devices of the metadata image, those of the index first.
+        attached: what ``store`` calls the devices, in the same order.
+        slots: all devices of the metadata image, ``devices`` first.
         copies: what the tail holds; there is one more slot than devices exactly if there are any.
         image: names the image in the log.
     """
 
     def __init__(
         self,
-        index: ImageIndex,
+        devices: Sequence[Device],
+        files: FileTable,
         store: DeviceReader[D],
         attached: Sequence[D],
         *,
@@ -58,20 +64,21 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         image: str = "",
     ) -> None:
         super().__init__()
-        if len(attached) != len(index.devices) or len(slots) != len(attached) + bool(copies):
+        if len(attached) != len(devices) or len(slots) != len(attached) + bool(copies):
             raise ValueError(
-                f"{len(attached)} attached devices and {len(slots)} slots for {len(index.devices)} devices"
+                f"{len(attached)} attached devices and {len(slots)} slots for {len(devices)} devices"
             )
         self.stats = FuseStats()
         self._store = store
         self._attached = attached
         self._sizes = [slot.blocks * BLOCK for slot in slots]
-        self._real = [device.spans.size for device in index.devices]
+        self._real = [device.spans.size for device in devices]
         self._copies = copies
         self._copy_ends = [copy.offset + copy.length for copy in copies]
-        self._files = FileTable(lambda: index)
-        self._keys = [device.key for device in index.devices]
-        self._failures = FailureLog(image, index)
+        self._files = files
+        self._keys = [device.key for device in devices]
+        self._image = image
+        self._failures: FailureLog | None = None
 
     # Names and attributes
 
@@ -150,6 +157,7 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         attached = self._attached[number]
         data = self._store.cached(attached, offset, have)
         if data is None:
+            await self._prepare(number)
             window = self._files.window(self._keys[number], offset, have)
             try:
                 data = await self._store.read(attached, offset, have, window=window)
@@ -169,8 +177,24 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
             out[low - offset : high - offset] = data
         return bytes(out)
 
+    async def _prepare(self, number: int) -> None:
+        """Find out about the files of a device, which may take the decoding of the tree, once."""
+        key = self._keys[number]
+        if self._files.is_prepared(key):
+            return
+        try:
+            await trio.to_thread.run_sync(self._files.prepare, key)
+        except VeneerError as error:
+            self.stats.failed_reads += 1
+            count = self.stats.failed_reads
+            if count & (count - 1) == 0:
+                log.error("reads failed image=%s so_far=%d cause=%r", self._image, count, error.message)
+            raise FUSEError(error.errno) from error
+
     def _fail(self, number: int, offset: int, length: int, error: VeneerError) -> NoReturn:
         self.stats.failed_reads += 1
         node, start = self._files.at(self._keys[number], offset)
+        if self._failures is None:
+            self._failures = FailureLog(self._image, self._files.index)
         self._failures.record(node, offset - start, length, error)
         raise FUSEError(error.errno) from error

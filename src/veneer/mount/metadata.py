@@ -4,6 +4,8 @@ The kernel parses nothing but what our own writer has made: an image is used aga
 SHA-256 that was noted when it was written, and is written anew otherwise. Its name follows from the index it
 was made of and from the writer's version, so mounts of one image share one file.
 
+What is kept stands for the tree: the index itself is asked for only when there is no image to use.
+
 They are in the cache directory: EROFS does not take an image from tmpfs, which run directories are on. A file
 may be deleted at any time; a mount of it goes on.
 """
@@ -13,6 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,25 +44,30 @@ class MetadataImage:
     devices: tuple[DeviceSlot, ...]
     copies: tuple[Copy, ...]
     dropped: int
+    inodes: int
 
 
-def metadata_image(index: ImageIndex, identity: Digest, cache_dir: Path) -> MetadataImage:
-    """The metadata image of ``index``, from the cache directory or new. Blocks.
+def metadata_image(
+    index: Callable[[], ImageIndex], identity: Digest, devices: int, cache_dir: Path
+) -> MetadataImage:
+    """The metadata image of an image, from the cache directory or new. Blocks.
 
     Args:
-        index: the tree.
+        index: gives the tree; not called when there is a good image of it.
         identity: digest of what the tree was made of.
+        devices: number of devices that the tree is over.
         cache_dir: where images are kept.
 
     Raises:
         UnsupportedFormat: EROFS cannot hold this tree.
         MountError: there is no place for the image.
+        IntegrityError: from ``index``.
     """
     name = hashlib.sha256(f"{WRITER_VERSION} {identity}".encode()).hexdigest()
     path = cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
-    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == len(index.devices):
+    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == devices:
         return found
-    image = write_erofs(index)
+    image = write_erofs(index())
     try:
         _save(path, image)
     except OSError as error:
@@ -67,7 +75,7 @@ def metadata_image(index: ImageIndex, identity: Digest, cache_dir: Path) -> Meta
             f"cannot keep the metadata image {path}: {error.strerror}", hint="make room, or use --backend fuse"
         ) from error
     _prune(path)
-    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()))
+    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes)
 
 
 def _load(path: Path) -> MetadataImage | None:
@@ -80,7 +88,7 @@ def _load(path: Path) -> MetadataImage | None:
             os.utime(file.fileno())  # for _prune
         devices = tuple(DeviceSlot(tag.encode("latin-1"), size) for tag, size in facts["devices"])
         copies = tuple(Copy(*fields) for fields in facts["copies"])
-        return MetadataImage(path, devices, copies, int(facts["dropped"]))
+        return MetadataImage(path, devices, copies, int(facts["dropped"]), int(facts["inodes"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -91,6 +99,7 @@ def _save(path: Path, image: ErofsImage) -> None:
         "devices": [(slot.tag.decode("latin-1"), slot.size) for slot in image.devices],
         "copies": image.copies,
         "dropped": sum(image.dropped.values()),
+        "inodes": image.inodes,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, image.data)

@@ -1,8 +1,9 @@
 """A writable layer over a mounted image: overlayfs through mount(2).
 
 The merged root takes its attributes from the upper directory, so a fresh upper directory is given those of
-the image's root first. Optional features that change what is written to the upper directory, or that break
-when it is used again with another lower one, are off explicitly, whatever the kernel's defaults are:
+the image's root first, as the mounted image shows them. Optional features that change what is written to the
+upper directory, or that break when it is used again with another lower one, are off explicitly, whatever the
+kernel's defaults are:
 
 - ``redirect_dir=off``: renaming a directory of the image answers EXDEV, as it does under containerd, and
   tools copy; a redirect followed on the next mount would trust what a container wrote.
@@ -22,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.errors import MountError, UsageError
-from veneer.index.model import ImageIndex
 from veneer.mount import kernel
 
 __all__ = ["Upper", "discard", "mount_overlay", "prepare_upper", "private_upper"]
@@ -58,8 +58,8 @@ def private_upper(parent: Path) -> Upper:
     return Upper(parent / "upper", parent / "work", private=True)
 
 
-def prepare_upper(upper: Upper, index: ImageIndex) -> None:
-    """Make the directories of a layer; a fresh one gets the attributes of the image's root."""
+def prepare_upper(upper: Upper, lower: Path) -> None:
+    """Make the directories of a layer; a fresh one gets the attributes of the image on ``lower``. Blocks."""
     try:
         upper.directory.mkdir(parents=True, exist_ok=True)
         # A work directory left by a crash holds nothing that anyone can use.
@@ -71,7 +71,7 @@ def prepare_upper(upper: Upper, index: ImageIndex) -> None:
                 hint="give a directory inside of it to --upper",
             )
         if not any(upper.directory.iterdir()):
-            _copy_root(index, upper.directory)
+            _copy_root(lower, upper.directory)
     except OSError as error:
         raise MountError(f"cannot prepare the upper directory {upper.directory}: {error.strerror}") from error
 
@@ -103,10 +103,10 @@ def _escape(path: Path, special: bytes) -> bytes:
     return re.sub(b"([" + re.escape(special) + b"])", rb"\\\1", os.fsencode(os.path.abspath(path)))
 
 
-def _copy_root(index: ImageIndex, directory: Path) -> None:
-    root = index.root
-    os.chown(directory, index.uid[root], index.gid[root])
-    directory.chmod(stat.S_IMODE(index.mode[root]))
-    for name, value in index.xattrs.get(root, ()):
-        os.setxattr(directory, name, value)
-    os.utime(directory, ns=(index.mtime_ns[root], index.mtime_ns[root]))
+def _copy_root(lower: Path, directory: Path) -> None:
+    root = lower.lstat()
+    os.chown(directory, root.st_uid, root.st_gid)
+    directory.chmod(stat.S_IMODE(root.st_mode))
+    for name in os.listxattr(lower):
+        os.setxattr(directory, name, os.getxattr(lower, name))
+    os.utime(directory, ns=(root.st_mtime_ns, root.st_mtime_ns))
