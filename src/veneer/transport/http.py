@@ -7,7 +7,6 @@ retried here (:mod:`veneer.transport.retry`), nothing is decoded, and at most on
 
 import logging
 import os
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from veneer.transport.address import is_loopback, origin_of, redact_text
 from veneer.transport.diagnosis import Diagnosis, diagnose_connection
 from veneer.transport.proxies import ProxyRules
 from veneer.transport.retry import MIN_RATE, Attempts, Patience, TransportStats
+from veneer.transport.tls import check_ca_file, tls_context
 
 __all__ = ["Request", "Response", "Transport"]
 
@@ -222,7 +222,9 @@ class Transport:
             "write": self.stall_s,
             "pool": POOL_TIMEOUT_S,
         }
-        self._tls = _tls_context(settings)
+        self._ca_file = settings.ca_file
+        if settings.ca_file is not None:
+            check_ca_file(settings.ca_file)
         self._proxies = ProxyRules.from_environment(os.environ)
         self._backend = backend
         self._backends: dict[str | None, httpx.AsyncBaseTransport] = {}
@@ -302,9 +304,10 @@ class Transport:
                 max_keepalive_connections=MAX_IDLE_CONNECTIONS,
                 keepalive_expiry=IDLE_EXPIRY_S,
             )
+            tls = tls_context(self._ca_file)
             try:
                 backend = httpx.AsyncHTTPTransport(
-                    verify=self._tls, trust_env=False, limits=limits, proxy=proxy and httpx.Proxy(proxy)
+                    verify=tls, trust_env=False, limits=limits, proxy=proxy and httpx.Proxy(proxy)
                 )
             except (ValueError, ImportError, httpx.InvalidURL):
                 # Their messages repeat the address, which may hold a password.
@@ -361,17 +364,3 @@ def _diagnose(error: httpx.HTTPError, stall_s: float) -> Diagnosis:
         case httpx.NetworkError() | httpx.RemoteProtocolError():
             return Diagnosis("the connection broke", temporary=True)
     return Diagnosis("the request could not be made", temporary=False)
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    if settings.ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=settings.ca_file)
-        except OSError as error:
-            why = "not in PEM format" if isinstance(error, ssl.SSLError) else error.strerror
-            raise UsageError(
-                f"cannot read certificates from {settings.ca_file}: {why}",
-                hint="--ca-file takes a file of certificates in PEM format",
-            ) from error
-    return context
