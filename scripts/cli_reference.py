@@ -3,9 +3,8 @@
 import sys
 from collections.abc import Iterator
 
-import click
-
-from veneer.cli.main import cli
+from veneer.cli.command import AnyCommand, Group
+from veneer.cli.main import VENEER
 
 HEAD = """# Command reference
 
@@ -13,22 +12,13 @@ Made by `scripts/docs` from the commands' own help; a test fails when it is out 
 """
 
 
-def pages(command: click.Command, context: click.Context) -> Iterator[str]:
+def pages(prog: str, entry: AnyCommand | Group) -> Iterator[str]:
     """A section for the command, then one for each of its subcommands."""
-    yield f"## {context.command_path}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            if child := command.get_command(context, name):
-                yield from pages(
-                    child, click.Context(child, info_name=name, parent=context, max_content_width=100)
-                )
-
-
-def text() -> str:
-    """The whole page."""
-    context = click.Context(cli, info_name="veneer", max_content_width=100, terminal_width=100)
-    return "\n".join([HEAD, *pages(cli, context)])
+    yield f"## {prog}\n\n```text\n{entry.parser(prog).format_help().rstrip()}\n```\n"
+    if isinstance(entry, Group):
+        for name in entry.summaries:
+            yield from pages(f"{prog} {name}", entry.find(name))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(text())
+    sys.stdout.write("\n".join([HEAD, *pages("veneer", VENEER)]))

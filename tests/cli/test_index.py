@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from veneer.cli.main import cli
+from tests.cli.invoking import invoke
 from veneer.testing.images import write_image
 from veneer.testing.tars import TarItem, whiteout
 
@@ -24,8 +23,8 @@ def show(tmp_path: Path) -> Show:
     common = ["--cache-dir", str(tmp_path / "cache"), "--platform", "linux/amd64"]
 
     def run(*arguments: str) -> str:
-        result = CliRunner().invoke(cli, [*arguments, *common])
-        assert result.exit_code == 0, result.output
+        result = invoke(*arguments, *common)
+        assert result.exit_code == 0, result.stderr
         return result.stdout
 
     run("convert", f"oci:{tmp_path}/images:plain", f"oci:{tmp_path}/images:native", "--no-progress")

@@ -5,11 +5,10 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from tests.cli.invoking import Result, invoke
 from tests.convert.layouts import Layout
 from tests.image.conftest import BASE, BIG, TOP
-from veneer.cli.main import cli
 from veneer.convert.convert import convert
 from veneer.errors import NotFound, UsageError
 from veneer.image import open_image
@@ -127,8 +126,8 @@ class TestCommands:
     @staticmethod
     def run(tmp_path: Path, *argv: str, code: int = 0) -> Result:
         environment = {"VENEER_CACHE_DIR": str(tmp_path / "cache"), "VENEER_PLATFORM": "linux/amd64"}
-        result = CliRunner().invoke(cli, argv, env=environment)
-        assert result.exit_code == code, result.output
+        result = invoke(*argv, env=environment)
+        assert result.exit_code == code, result.stderr
         return result
 
     def test_inspect(self, lazy: str, tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ class TestCommands:
         assert "no such file" in self.run(tmp_path, "ls", lazy, "/none", code=11).stderr
 
     def test_cat(self, lazy: str, tmp_path: Path) -> None:
-        assert self.run(tmp_path, "cat", lazy, "/big").stdout_bytes == BIG
+        assert self.run(tmp_path, "cat", lazy, "/big").content == BIG
 
     def test_verify(self, lazy: str, tmp_path: Path) -> None:
         assert json.loads(self.run(tmp_path, "verify", "--json", lazy).stdout)["ok"] is True

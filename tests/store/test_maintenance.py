@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from tests.cli.invoking import invoke
 from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
-from veneer.cli.main import cli
 from veneer.errors import CacheError
 from veneer.events import Event, Notice, Progress
 from veneer.store import presence
@@ -146,8 +145,8 @@ async def test_a_device_made_anew_while_it_is_removed_stays(
 
 async def test_commands(cache_dir: Path, samples: list[Sample]) -> None:
     def run(*args: str) -> str:
-        result = CliRunner().invoke(cli, ["cache", *args, "--cache-dir", str(cache_dir)])
-        assert result.exit_code == 0, result.output
+        result = invoke("cache", *args, "--cache-dir", str(cache_dir))
+        assert result.exit_code == 0, result.stderr
         return result.stdout
 
     assert [row["present"] for row in json.loads(run("ls", "--json"))] == [150 * KIB, 300 * KIB]
@@ -166,5 +165,5 @@ def test_an_unusable_cache_has_its_exit_status(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError):
         list_devices(tmp_path / "file")
-    result = CliRunner().invoke(cli, ["cache", "ls", "--cache-dir", str(tmp_path / "file")])
+    result = invoke("cache", "ls", "--cache-dir", str(tmp_path / "file"))
     assert result.exit_code == CacheError.exit_code

@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 
-import click
-
+from veneer.cli.parser import Parser
 from veneer.settings import BACKENDS, Settings
 
-__all__ = ["backend_option", "with_backend"]
+__all__ = ["add_backend_argument", "with_backend"]
 
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    metavar="NAME",
-    help="How to mount: fuse, erofs-fuse (faster; root and Linux 6.12), or auto, the best that works.",
-)
+
+def add_backend_argument(parser: Parser) -> None:
+    """Declare ``--backend``."""
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        metavar="NAME",
+        help="How to mount: fuse, erofs-fuse (faster; root and Linux 6.12), or auto, the best that works.",
+    )
 
 
 def with_backend(settings: Settings, backend: str | None) -> Settings:

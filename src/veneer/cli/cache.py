@@ -2,22 +2,13 @@
 
 import datetime as dt
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation, group_of
 from veneer.cli.render import size_text, table
 
-__all__ = ["cache"]
+__all__ = ["COMMAND"]
 
 
-@click.group()
-def cache() -> None:
-    """Look after the local cache. Nothing here disturbs what is mounted."""
-
-
-@cache.command("ls", epilog=EXIT_STATUS)
-@command
-def list_(invocation: Invocation) -> int:
+def list_(invocation: Invocation, _args: CommonArguments) -> int:
     """List the cached layers, most recently used first."""
     from veneer.store.maintenance import list_devices
 
@@ -39,9 +30,7 @@ def list_(invocation: Invocation) -> int:
     return 0
 
 
-@cache.command("du", epilog=EXIT_STATUS)
-@command
-def du(invocation: Invocation) -> int:
+def du(invocation: Invocation, _args: CommonArguments) -> int:
     """Say how much the cache takes, and how much it may."""
     from veneer.store.maintenance import usage
 
@@ -56,9 +45,7 @@ def du(invocation: Invocation) -> int:
     return 0
 
 
-@cache.command("gc", epilog=EXIT_STATUS)
-@command
-def gc(invocation: Invocation) -> int:
+def gc(invocation: Invocation, _args: CommonArguments) -> int:
     """Evict what was not used for longest, down to the quota (--cache-quota)."""
     from veneer.store.maintenance import collect
 
@@ -67,9 +54,7 @@ def gc(invocation: Invocation) -> int:
     return 0
 
 
-@cache.command("check", epilog=EXIT_STATUS)
-@command
-def check(invocation: Invocation) -> int:
+def check(invocation: Invocation, _args: CommonArguments) -> int:
     """Verify every cached span again and drop what is damaged; it is fetched again when it is read."""
     from veneer.store.maintenance import check as check_all
 
@@ -82,9 +67,7 @@ def check(invocation: Invocation) -> int:
     return 0
 
 
-@cache.command("clear", epilog=EXIT_STATUS)
-@command
-def clear(invocation: Invocation) -> int:
+def clear(invocation: Invocation, _args: CommonArguments) -> int:
     """Delete everything that can be fetched again. Writable layers stay."""
     from veneer.store.maintenance import clear as clear_all
 
@@ -94,3 +77,15 @@ def clear(invocation: Invocation) -> int:
         text += f", {cleared.emptied} in use emptied"
     invocation.output.result(cleared.to_json(), text)
     return 0
+
+
+COMMAND = group_of(
+    "Look after the local cache. Nothing here disturbs what is mounted.",
+    {
+        "ls": Command(list_, CommonArguments),
+        "du": Command(du, CommonArguments),
+        "gc": Command(gc, CommonArguments),
+        "check": Command(check, CommonArguments),
+        "clear": Command(clear, CommonArguments),
+    },
+)

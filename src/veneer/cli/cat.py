@@ -4,18 +4,26 @@ import os
 import sys
 from contextlib import aclosing
 
-import click
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 
-from veneer.cli.command import EXIT_STATUS, Invocation, command
-
-__all__ = ["cat"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("image")
-@click.argument("path")
-def cat(invocation: Invocation, image: str, path: str) -> None:
+class Arguments(CommonArguments):
+    """What ``veneer cat`` takes."""
+
+    image: str
+    path: str
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("IMAGE")
+    parser.add_word("PATH")
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """Print the file PATH of IMAGE without pulling the image. Symlinks are followed inside of it.
 
     With --json, the content goes to standard output as it is, and only errors are JSON.
@@ -24,13 +32,17 @@ def cat(invocation: Invocation, image: str, path: str) -> None:
     from veneer.image.files import read_file
     from veneer.store.spanstore import open_store
 
-    async def run() -> None:
+    async def work() -> None:
         settings = invocation.settings
         with invocation.output.reporting() as report:
-            async with open_image(image, settings, report=report) as opened, open_store(settings) as store:
-                async with aclosing(read_file(opened, store, os.fsencode(path))) as pieces:
+            async with open_image(args.image, settings, report=report) as opened, open_store(settings) as store:
+                async with aclosing(read_file(opened, store, os.fsencode(args.path))) as pieces:
                     async for piece in pieces:
                         sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
 
-    invocation.run(run)
+    invocation.run(work)
+    return 0
+
+
+COMMAND = Command(run, Arguments, add_arguments)

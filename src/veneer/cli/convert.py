@@ -2,42 +2,50 @@
 
 import os
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 from veneer.cli.render import size_text
 
-__all__ = ["convert"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("source")
-@click.argument("destination")
-@click.option(
-    "--devices",
-    type=click.Choice(["drop", "keep"]),
-    default="drop",
-    show_default=True,
-    help="What becomes of device nodes when the image is mounted.",
-)
-def convert(invocation: Invocation, source: str, destination: str, *, devices: str) -> None:
+class Arguments(CommonArguments):
+    """What ``veneer convert`` takes."""
+
+    source: str
+    destination: str
+    devices: str
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("SOURCE")
+    parser.add_word("DESTINATION")
+    parser.add_argument(
+        "--devices",
+        choices=("drop", "keep"),
+        default="drop",
+        help="What becomes of device nodes when the image is mounted. [default: %(default)s]",
+    )
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """Make a lazily loadable copy of the image SOURCE and push it as DESTINATION.
 
     The copy is an ordinary OCI image with the same config and diffIDs. All platforms are converted unless
     --platform names one. An interrupted conversion goes on where it was when it is run again.
     """
-    from veneer.convert.convert import convert as run
+    from veneer.convert.convert import convert
 
     settings = invocation.settings
-    chosen = click.get_current_context().params.get("platform") or os.environ.get("VENEER_PLATFORM")
+    chosen = args.platform or os.environ.get("VENEER_PLATFORM")
     with invocation.output.reporting() as report:
         result = invocation.run(
-            lambda: run(
-                source,
-                destination,
+            lambda: convert(
+                args.source,
+                args.destination,
                 settings,
-                devices=devices,
+                devices=args.devices,
                 platform=settings.platform if chosen else None,
                 report=report,
             )
@@ -55,3 +63,7 @@ def convert(invocation: Invocation, source: str, destination: str, *, devices: s
         lines += [f"  left out of the index: {count} x {what}" for what, count in image.dropped.items()]
     lines.append(result.destination)
     invocation.output.result(result.to_json(), "\n".join(lines))
+    return 0
+
+
+COMMAND = Command(run, Arguments, add_arguments)

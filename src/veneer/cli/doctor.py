@@ -1,17 +1,13 @@
 """``veneer doctor``: what works on this machine."""
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.render import table
 from veneer.errors import MountError
 
-__all__ = ["doctor"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-def doctor(invocation: Invocation) -> int:
+def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Say what works on this machine and how to mend what does not. Fails if nothing can be mounted."""
     from veneer.daemon.doctor import examine
 
@@ -23,3 +19,6 @@ def doctor(invocation: Invocation) -> int:
 
 def _hint(hint: str | None) -> str:
     return f" (hint: {hint})" if hint else ""
+
+
+COMMAND = Command(run, CommonArguments)

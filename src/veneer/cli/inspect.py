@@ -1,22 +1,29 @@
 """``veneer inspect``: what an image is and how it would be loaded."""
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 from veneer.cli.render import size_text, table
 
-__all__ = ["inspect"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("image")
-def inspect(invocation: Invocation, image: str) -> None:
+class Arguments(CommonArguments):
+    """What ``veneer inspect`` takes."""
+
+    image: str
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("IMAGE")
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """Show the layers, sizes and index of IMAGE, and how it would be loaded and why."""
     from veneer.image.inspect import inspect_image
 
     with invocation.output.reporting() as report:
-        summary = invocation.run(lambda: inspect_image(image, invocation.settings, report=report))
+        summary = invocation.run(lambda: inspect_image(args.image, invocation.settings, report=report))
     layers = [("LAYER", "STORED", "SIZE", "SPANS", "LAZY")]
     for layer in summary.layers:
         size = "?" if layer.size is None else size_text(layer.size)
@@ -36,3 +43,7 @@ def inspect(invocation: Invocation, image: str) -> None:
         facts.append(("command", " ".join(argv)))
     text = f"{table(facts)}\n\n{table(layers)}"
     invocation.output.result(summary.to_json(), text)
+    return 0
+
+
+COMMAND = Command(run, Arguments, add_arguments)

@@ -5,39 +5,53 @@ import stat
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 from veneer.cli.render import path_json, table
 
 if TYPE_CHECKING:
     from veneer.image.files import FileEntry
 
-__all__ = ["ls"]
+__all__ = ["COMMAND"]
 
 _SECOND = 1_000_000_000
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("image")
-@click.argument("path", default="/")
-@click.option("-l", "--long", is_flag=True, help="Mode, links, owner, size and time as well.")
-@click.option("-R", "--recursive", is_flag=True, help="Everything below as well.")
-def ls(invocation: Invocation, image: str, path: str, *, long: bool, recursive: bool) -> None:
+class Arguments(CommonArguments):
+    """What ``veneer ls`` takes."""
+
+    image: str
+    path: str
+    long: bool
+    recursive: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("IMAGE")
+    parser.add_word("PATH", default="/")
+    add = parser.add_argument
+    add("-l", "--long", action="store_true", help="Mode, links, owner, size and time as well.")
+    add("-R", "--recursive", action="store_true", help="Everything below as well.")
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """List PATH of IMAGE without pulling it: only the index is fetched."""
     from veneer.image import open_image
     from veneer.image.files import FileEntry, list_path
 
-    async def run() -> list[FileEntry]:
+    async def work() -> list[FileEntry]:
         with invocation.output.reporting() as report:
-            async with open_image(image, invocation.settings, report=report) as opened:
-                entries = list_path(opened.index, os.fsencode(path), opened.name, recursive=recursive)
-                return list(entries)
+            async with open_image(args.image, invocation.settings, report=report) as opened:
+                path, merged = os.fsencode(args.path), await opened.load()
+                return list(list_path(merged, path, opened.name, recursive=args.recursive))
 
-    entries = invocation.run(run)
-    text = table([_row(entry) for entry in entries]) if long else "\n".join(_name(entry) for entry in entries)
+    entries = invocation.run(work)
+    text = (
+        table([_row(entry) for entry in entries]) if args.long else "\n".join(_name(entry) for entry in entries)
+    )
     invocation.output.result([_json(entry) for entry in entries], text)
+    return 0
 
 
 def _name(entry: "FileEntry") -> str:
@@ -88,3 +102,6 @@ def _json(entry: "FileEntry") -> dict[str, object]:
     if entry.xattrs:
         out["xattrs"] = [name.decode(errors="backslashreplace") for name in entry.xattrs]
     return out
+
+
+COMMAND = Command(run, Arguments, add_arguments)

@@ -2,20 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.render import size_text, table
 
 if TYPE_CHECKING:
     from veneer.daemon.mounts import MountStatus
 
-__all__ = ["status"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-def status(invocation: Invocation) -> int:
+def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Show what is mounted, who serves it, and how much of each layer is in the cache."""
     from veneer.daemon.mounts import list_mounts
 
@@ -56,3 +52,6 @@ def _describe(found: "MountStatus") -> str:
         for layer in report.layers
     ]
     return "\n".join([*lines, table(rows)]) if rows else "\n".join(lines)
+
+
+COMMAND = Command(run, CommonArguments)

@@ -2,25 +2,37 @@
 
 from pathlib import Path
 
-import click
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 
-from veneer.cli.command import EXIT_STATUS, Invocation, command
-
-__all__ = ["umount"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--lazy", is_flag=True, help="Detach now; go on serving whoever uses it still.")
-def umount(invocation: Invocation, directory: Path, *, lazy: bool) -> int:
+class Arguments(CommonArguments):
+    """What ``veneer umount`` takes."""
+
+    directory: Path
+    lazy: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("DIRECTORY", type=Path)
+    parser.add_argument("--lazy", action="store_true", help="Detach now; go on serving whoever uses it still.")
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """Unmount DIRECTORY. What was written without --upper is thrown away."""
-    from veneer.daemon.mounts import umount as unmount
+    from veneer.daemon.mounts import umount
     from veneer.mount.state import MountRecord
 
     async def work() -> MountRecord:
-        return await unmount(directory, invocation.settings.run_dir.absolute(), lazy=lazy)
+        return await umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
 
     record = invocation.run(work)
-    invocation.output.result({"mountpoint": str(record.mountpoint), "image": record.image, "lazy": lazy}, "")
+    document = {"mountpoint": str(record.mountpoint), "image": record.image, "lazy": args.lazy}
+    invocation.output.result(document, "")
     return 0
+
+
+COMMAND = Command(run, Arguments, add_arguments)

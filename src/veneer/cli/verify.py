@@ -1,17 +1,24 @@
 """``veneer verify``: every byte of an image against everything that is stated about it."""
 
-import click
-
-from veneer.cli.command import EXIT_STATUS, Invocation, command
+from veneer.cli.command import Command, CommonArguments, Invocation
+from veneer.cli.parser import Parser
 from veneer.cli.render import size_text
 
-__all__ = ["verify"]
+__all__ = ["COMMAND"]
 
 
-@click.command(epilog=EXIT_STATUS)
-@command
-@click.argument("image")
-def verify(invocation: Invocation, image: str) -> int:
+class Arguments(CommonArguments):
+    """What ``veneer verify`` takes."""
+
+    image: str
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare them."""
+    parser.add_word("IMAGE")
+
+
+def run(invocation: Invocation, args: Arguments) -> int:
     """Check every byte of IMAGE: blobs, spans, diffIDs, and whether the index describes the layers.
 
     Everything that is wrong is listed, and the exit status is 20 then.
@@ -19,12 +26,12 @@ def verify(invocation: Invocation, image: str) -> int:
     from veneer.image import open_image
     from veneer.verify import VerifyReport, verify_image
 
-    async def run() -> VerifyReport:
+    async def work() -> VerifyReport:
         with invocation.output.reporting() as report:
-            async with open_image(image, invocation.settings, report=report) as opened:
+            async with open_image(args.image, invocation.settings, report=report) as opened:
                 return await verify_image(opened, report)
 
-    verdict = invocation.run(run)
+    verdict = invocation.run(work)
     lines = []
     for layer in verdict.layers:
         judgement = "ok" if not layer.problem_count else f"{layer.problem_count} problems"
@@ -35,3 +42,6 @@ def verify(invocation: Invocation, image: str) -> int:
     lines.append(f"{verdict.image}: {'ok' if verdict.ok else 'NOT ok'}")
     invocation.output.result(verdict.to_json(), "\n".join(lines))
     return verdict.exit_code
+
+
+COMMAND = Command(run, Arguments, add_arguments)
