@@ -8,23 +8,24 @@ readers that come at the same time share a request, and raising a job's priority
 A source that fails is left alone for a moment that doubles up to :data:`_MOST_PAUSE_S`, then gets one request
 at a time until one succeeds: a dead registry is not hammered, one that is back is in use within that moment.
 
-Not here: verification, decoding, the disk. A fetched range is handed to ``settle``.
+Not here: the request itself (:mod:`veneer.store.transfer`), verification, decoding, the disk.
 """
 
 import heapq
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from enum import IntEnum
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 import trio
 
-from veneer.errors import IntegrityError, RateLimited, Unavailable, VeneerError
+from veneer.errors import IntegrityError, RateLimited, VeneerError
 from veneer.index.model import SpanTable
 from veneer.source.base import BlobSource
 from veneer.store.link import LinkEstimate
 from veneer.store.stats import StoreStats
+from veneer.store.transfer import Priority, Settle, SpanJob, Transfer
 
 __all__ = ["FetchQueue", "Priority", "SpanJob", "hops"]
 
@@ -36,50 +37,16 @@ _INTEGRITY_TRIES = 3
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 1.0
 #: The most that a source's own Retry-After is believed.
 _MOST_RETRY_AFTER_S = 10.0
-#: A request is given up when it is slower than this beyond its deadline: the transport has finer time-outs.
-_LEAST_RATE = 32 << 10
-
-
-class Priority(IntEnum):
-    """Who wants a span; lower goes first."""
-
-    DEMAND = 0
-    PROFILE = 1
-    READAHEAD = 2
-    COMPLETION = 3
 
 
 #: Requests of a device that may be running for one of this priority to start: some slots are demand's alone.
-_SLOTS = {Priority.DEMAND: 8, Priority.PROFILE: 6, Priority.READAHEAD: 4, Priority.COMPLETION: 4}
-
-
-class SpanJob:
-    """The fetch of one span. Belongs to the store, not to its first reader.
-
-    Args:
-        number: which span.
-        priority: of the most urgent reader so far.
-    """
-
-    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "setback", "waiters")
-
-    def __init__(self, number: int, priority: Priority) -> None:
-        self.number = number
-        self.priority = priority
-        #: Readers that wait; nobody may wait for a job that was read ahead.
-        self.waiters = 0
-        #: Set at the end, when either ``plain`` or ``error`` is there.
-        self.done = trio.Event()
-        self.plain: bytes | None = None
-        self.error: VeneerError | None = None
-        #: The latest error that was not the end.
-        self.setback: VeneerError | None = None
-        self.attempts = 0
-
-    def finish(self, plain: bytes | None, error: VeneerError | None = None) -> None:
-        """Give the readers their bytes or their error."""
-        self.plain, self.error = plain, error
-        self.done.set()
+_SLOTS = {
+    Priority.DEMAND: 8,
+    Priority.PROFILE: 6,
+    Priority.READAHEAD: 4,
+    Priority.COMPLETION: 4,
+    Priority.BULK: 4,
+}
 
 
 def hops(jobs: Iterable[SpanJob], spans: SpanTable, most: int) -> Iterator[tuple[list[SpanJob], int]]:
@@ -95,9 +62,6 @@ def hops(jobs: Iterable[SpanJob], spans: SpanTable, most: int) -> Iterator[tuple
         size += length
     if hop:
         yield hop, size
-
-
-Settle = Callable[[Sequence[SpanJob], int, bytes], Awaitable[None]]
 
 
 class FetchQueue:
@@ -143,6 +107,11 @@ class FetchQueue:
         self._failures = 0
         self._not_before = -math.inf
         self._pumping = False
+
+    @property
+    def failing(self) -> bool:
+        """Whether the latest request that ended had failed."""
+        return self._failures > 0
 
     def submit(self, job: SpanJob) -> None:
         """Queue a job that is in :attr:`jobs`; it starts in the next round of the scheduler or later."""
@@ -210,7 +179,7 @@ class FetchQueue:
             # Another request failed meanwhile.
             self._schedule()
 
-    def _next_range(self) -> list[SpanJob]:
+    def _next_range(self) -> deque[SpanJob]:
         """Take the most urgent job off the queue, with those neighbours that go into the same request."""
         while self._heap:
             priority, _, number = self._heap[0]
@@ -218,17 +187,17 @@ class FetchQueue:
             if job is None or job.priority != priority:
                 heapq.heappop(self._heap)
             elif self._active >= (1 if self._failures else _SLOTS[priority]):
-                return []
+                return deque()
             else:
                 break
         else:
-            return []
+            return deque()
         link = self.link
-        limit = link.background_limit if priority is Priority.COMPLETION else link.range_limit
+        limit = link.range_limit if priority < Priority.COMPLETION else link.background_limit
         first, last = self._extend(number, limit, link.gap_limit)
         if priority is Priority.DEMAND:
             last = self._reach(first, last, link.reach)
-        jobs = []
+        jobs = deque[SpanJob]()
         for n in range(first, last + 1):
             job = self._queued.pop(n, None)
             if job is None and n not in self.jobs and self._adopt(n):
@@ -268,45 +237,30 @@ class FetchQueue:
             last = n
         return last
 
-    async def _fetch(self, jobs: list[SpanJob]) -> None:
-        spans = self._spans
-        first, last = jobs[0].number, jobs[-1].number
-        offset = spans.stored_offsets[first]
-        length = spans.stored_offsets[last] + spans.stored_lengths[last] - offset
+    async def _fetch(self, jobs: deque[SpanJob]) -> None:
         try:
+            transfer = Transfer(
+                jobs,
+                self._source,
+                self._spans,
+                link=self.link,
+                stats=self._stats,
+                deadline_s=self._deadline_s,
+                settle=self._settle,
+            )
             try:
-                data = await self._request(offset, length)
+                await transfer.run()
             except VeneerError as error:
                 self._failed(jobs, error)
             else:
                 self._failures = 0
-                await self._settle(jobs, offset, data)
         finally:
             # Only now: ranges must not arrive faster than they are verified and written.
             self._active -= 1
             if self._queued:
                 self._schedule()
 
-    async def _request(self, offset: int, length: int) -> bytes:
-        self._stats.requests += 1
-        link, started = self.link, trio.current_time()
-        link.running += 1
-        running = link.running
-        try:
-            with trio.move_on_after(self._deadline_s + length / _LEAST_RATE) as scope:
-                data = await self._source.read(offset, length)
-            running += link.running
-        finally:
-            link.running -= 1
-        if scope.cancelled_caught:
-            raise Unavailable(f"{self._source.name}: bytes {offset}+{length} did not arrive in time")
-        self._stats.bytes_fetched += len(data)
-        if len(data) != length:
-            raise IntegrityError(f"{self._source.name}: got {len(data)} of {length} bytes at {offset}")
-        link.observe(length, trio.current_time() - started, running / 2)
-        return data
-
-    def _failed(self, jobs: Sequence[SpanJob], error: VeneerError) -> None:
+    def _failed(self, jobs: Iterable[SpanJob], error: VeneerError) -> None:
         self._pause(error)
         _log.log(logging.INFO if self._failures > 1 else logging.WARNING, "request failed: %s", error)
         for job in jobs:

@@ -6,6 +6,8 @@ old ones. From them follow the two sizes that coalescing needs: requests, not by
 a long link, and the other way round on a short one.
 """
 
+import trio
+
 __all__ = ["LinkEstimate"]
 
 #: Start values, for a registry in the same region: 20 ms and 25 MB/s.
@@ -23,6 +25,8 @@ _S_PER_BYTE_BOUNDS = (1 / 20e9, 1 / 10e3)
 _LEAST_RANGE, _MOST_RANGE = 256 << 10, 4 << 20
 #: Nobody waits for completion, so its ranges may be longer and fewer.
 _BACKGROUND_FACTOR = 4
+#: A reader does not notice that a demand comes so much later.
+_LEAST_BULK_S = 0.050
 _LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20
 #: A registry nearer than this is asked again sooner than guessing right would save.
 _NEAR_S = 0.003
@@ -35,11 +39,16 @@ _GROWTH = 4
 class LinkEstimate:
     """The line through recent (length, seconds); shared by all sources behind one link.
 
-    ``running`` is the number of requests under way, kept by those who send them.
+    Whoever sends a request says when it begins and ends.
     """
 
     def __init__(self) -> None:
-        self.running = 0
+        #: Requests under way, and those of them that a reader waits for.
+        self.running = self.demanded = 0
+        #: Requests for what nobody asked for yet (:mod:`veneer.store.bulk`), sent or about to be.
+        self.bulk = 0
+        #: Where to wait for one of these numbers to fall.
+        self.freed = trio.lowlevel.ParkingLot()
         self.rtt_s = _START_RTT_S
         self.s_per_byte = _START_S_PER_BYTE
         # The start values weigh as much as one request of a usual range.
@@ -49,6 +58,19 @@ class LinkEstimate:
         self._mean_time = self.rtt_s + self._mean_length * self.s_per_byte
         self._spread = 0.0
         self._covariance = 0.0
+
+    def begin(self, *, demand: bool) -> int:
+        """Count a request, and say how many there are now."""
+        self.running += 1
+        self.demanded += demand
+        return self.running
+
+    def end(self, *, demand: bool) -> int:
+        """Count it no longer, and say how many there were."""
+        self.running -= 1
+        self.demanded -= demand
+        self.freed.unpark_all()
+        return self.running + 1
 
     def observe(self, length: int, elapsed_s: float, concurrency: float = 1.0) -> None:
         """Count one request that brought ``length`` bytes while ``concurrency`` requests ran."""
@@ -92,6 +114,17 @@ class LinkEstimate:
     def background_limit(self) -> int:
         """The same when nobody waits."""
         return min(_BACKGROUND_FACTOR * self.range_limit, _MOST_RANGE)
+
+    @property
+    def bulk_limit(self) -> int:
+        """Longest range of bulk: a demand that comes right after it waits for it, two round trips at most."""
+        seconds = max(_LEAST_BULK_S, 2 * self.rtt_s)
+        return int(_clamp(seconds / self.s_per_byte, _LEAST_RANGE, _MOST_RANGE))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the longest range takes so little time that a demand need not care."""
+        return self._observed >= _LEAST_OBSERVED and _MOST_RANGE * self.s_per_byte <= _LEAST_BULK_S
 
     @property
     def gap_limit(self) -> int:

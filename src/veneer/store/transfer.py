@@ -1,0 +1,182 @@
+"""One range request: its spans are handed over as their bytes arrive, not when the last of them has.
+
+A long range is worth asking for because it costs one round trip; a reader of its first span must not wait for
+its last one. While spans are verified and written the request waits, and with it the sender: bytes come no
+faster than they are dealt with.
+
+Not here: which range to ask for, and what an error means for its spans (:mod:`veneer.store.fetch`).
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
+from itertools import takewhile
+from typing import TypeVar
+
+import trio
+
+from veneer.errors import IntegrityError, Unavailable, VeneerError
+from veneer.index.model import SpanTable
+from veneer.source.base import BlobSource
+from veneer.store.link import LinkEstimate
+from veneer.store.stats import StoreStats
+
+__all__ = ["Priority", "Settle", "SpanJob", "Transfer"]
+
+T = TypeVar("T")
+
+#: A request is given up when it is slower than this beyond its deadline: the transport has finer time-outs.
+_LEAST_RATE = 32 << 10
+#: Plain bytes that are handed over together when nobody waits for them: a hop to a thread costs as much as
+#: hashing 64 KiB, and more than this at a time would keep a reader who comes meanwhile waiting.
+_BATCH = 1 << 20
+
+
+class Priority(IntEnum):
+    """Who wants a span; lower goes first."""
+
+    DEMAND = 0
+    PROFILE = 1
+    READAHEAD = 2
+    COMPLETION = 3
+    #: What is fetched because most of the device seems to be wanted (:mod:`veneer.store.bulk`).
+    BULK = 4
+
+
+class SpanJob:
+    """The fetch of one span. Belongs to the store, not to its first reader.
+
+    Args:
+        number: which span.
+        priority: of the most urgent reader so far.
+    """
+
+    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "setback", "waiters")
+
+    def __init__(self, number: int, priority: Priority) -> None:
+        self.number = number
+        self.priority = priority
+        #: Readers that wait; nobody may wait for a job that was read ahead.
+        self.waiters = 0
+        #: Set at the end, when either ``plain`` or ``error`` is there.
+        self.done = trio.Event()
+        self.plain: bytes | None = None
+        self.error: VeneerError | None = None
+        #: The latest error that was not the end.
+        self.setback: VeneerError | None = None
+        self.attempts = 0
+
+    def finish(self, plain: bytes | None, error: VeneerError | None = None) -> None:
+        """Give the readers their bytes or their error."""
+        self.plain, self.error = plain, error
+        self.done.set()
+
+
+#: Gets jobs in ascending order, the blob offset of the bytes, and the bytes.
+Settle = Callable[[Sequence[SpanJob], int, bytes], Awaitable[None]]
+
+
+class Transfer:
+    """The request for the range of ``jobs``, which are in ascending order. Runs once, in one task.
+
+    Args:
+        jobs: those whose bytes came are taken off its front, so that after an error the others are left.
+        source: where the range is read.
+        spans: how the blob is cut.
+        link: told of the request.
+        stats: where the request is counted.
+        deadline_s: after which a source that gives nothing counts as stalled.
+        settle: gets what has arrived, at once when somebody waits for it.
+    """
+
+    def __init__(
+        self,
+        jobs: deque[SpanJob],
+        source: BlobSource,
+        spans: SpanTable,
+        *,
+        link: LinkEstimate,
+        stats: StoreStats,
+        deadline_s: float,
+        settle: Settle,
+    ) -> None:
+        self._jobs = jobs
+        self._source = source
+        self._spans = spans
+        self._link = link
+        self._stats = stats
+        self._settle = settle
+        self._offset = spans.stored_offsets[jobs[0].number]
+        self._length = self._end_of(jobs[-1]) - self._offset
+        self._patience_s = deadline_s + self._length / _LEAST_RATE
+        self._waited_s = 0.0
+        # What has arrived and is not settled yet: the bytes from _base to _reached.
+        self._held: list[bytes] = []
+        self._base = self._reached = self._offset
+
+    async def run(self) -> None:
+        """Fetch and settle. Raises VeneerError, once everything that came before is settled."""
+        link, demand = self._link, any(job.priority is Priority.DEMAND for job in self._jobs)
+        self._stats.requests += 1
+        running = link.begin(demand=demand)
+        try:
+            if len(self._jobs) == 1:
+                await self._take(await self._within(self._source.read(self._offset, self._length)))
+            else:
+                async with self._source.stream(self._offset, self._length) as chunks:
+                    while (chunk := await self._within(anext(chunks, None))) is not None:
+                        await self._take(chunk)
+            self._check(self._reached, whole=True)
+        except VeneerError:
+            await self._hand_over(self._whole())
+            raise
+        finally:
+            running += link.end(demand=demand)
+        link.observe(self._length, self._waited_s, running / 2)
+
+    async def _within(self, answer: Awaitable[T]) -> T:
+        """Wait for the source, as long as there is patience left: settling is not its fault."""
+        began = trio.current_time()
+        with trio.move_on_at(began + self._patience_s - self._waited_s) as scope:
+            result = await answer
+        self._waited_s += trio.current_time() - began
+        if scope.cancelled_caught:
+            what = f"bytes {self._offset}+{self._length}"
+            raise Unavailable(f"{self._source.name}: {what} did not arrive in time")
+        return result
+
+    async def _take(self, chunk: bytes) -> None:
+        self._stats.bytes_fetched += len(chunk)
+        self._check(self._reached + len(chunk), whole=False)
+        self._held.append(chunk)
+        self._reached += len(chunk)
+        whole = self._whole()
+        if whole and (
+            len(whole) == len(self._jobs)
+            or any(job.waiters for job in whole)
+            or self._spans.starts[whole[-1].number + 1] - self._spans.starts[whole[0].number] >= _BATCH
+        ):
+            await self._hand_over(whole)
+
+    def _check(self, reached: int, *, whole: bool) -> None:
+        got = reached - self._offset
+        if got > self._length or (whole and got < self._length):
+            what = f"got {got} of {self._length} bytes at {self._offset}"
+            raise IntegrityError(f"{self._source.name}: {what}")
+
+    def _whole(self) -> list[SpanJob]:
+        """The jobs all of whose bytes are here."""
+        return list(takewhile(lambda job: self._end_of(job) <= self._reached, self._jobs))
+
+    async def _hand_over(self, jobs: Sequence[SpanJob]) -> None:
+        if not jobs:
+            return
+        for _ in jobs:
+            self._jobs.popleft()
+        data, base = b"".join(self._held), self._base
+        self._base = self._end_of(jobs[-1])
+        self._held = [data[self._base - base :]]
+        await self._settle(jobs, base, data)
+
+    def _end_of(self, job: SpanJob) -> int:
+        return self._spans.stored_offsets[job.number] + self._spans.stored_lengths[job.number]
