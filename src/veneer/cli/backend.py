@@ -14,7 +14,8 @@ def add_backend_argument(parser: Parser) -> None:
         "--backend",
         choices=BACKENDS,
         metavar="NAME",
-        help="How to mount: fuse, erofs-fuse (faster; root and Linux 6.12), or auto, the best that works.",
+        help="How to mount: fuse, erofs-fuse (root, Linux 6.12), erofs-fanotify (root, Linux 6.14, fastest), "
+        "or auto, the best that works.",
     )
 
 

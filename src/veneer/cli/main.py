@@ -22,6 +22,7 @@ COMMANDS = {
     "mount": "Mount an image's root file system.",
     "umount": "Unmount what veneer mounted.",
     "status": "Show what is mounted and what has been fetched.",
+    "daemon": "Start, stop or restart what serves mounts.",
     "run": "Run a command in a container on a lazily mounted image.",
     "bundle": "Write the OCI runtime bundle of an image.",
     "verify": "Check every byte of an image against its index, digests and diffIDs.",

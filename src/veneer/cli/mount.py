@@ -42,11 +42,11 @@ def add_arguments(parser: Parser) -> None:
 def run(invocation: Invocation, args: Arguments) -> int:
     """Mount IMAGE on DIRECTORY, which must be empty and is made if it is missing.
 
-    The mount is served by a process of its own in the background; veneer umount ends it.
+    The mount is served in the background, by the daemon where the kernel lets it (see veneer daemon) and
+    else by a process of its own; veneer umount ends it.
     """
-    from veneer.daemon.mounts import clean_stale
+    from veneer.daemon.client import mount_image
     from veneer.daemon.request import MountInfo, MountRequest
-    from veneer.daemon.spawn import start_mount
 
     root = os.geteuid() == 0
     if args.upper is not None and (args.read_only or not root):
@@ -64,17 +64,17 @@ def run(invocation: Invocation, args: Arguments) -> int:
         fetched = f"{info.requests} requests, {size_text(info.bytes_received)}, {info.seconds:.2f} s"
         output.result(document, f"mounted {info.image} on {info.mountpoint} ({how}, {info.backend}; {fetched})")
 
-    async def work() -> None:
-        await clean_stale(request.settings.run_dir)
-        with output.reporting() as report:
-            if args.foreground:
-                from veneer.daemon.service import serve_mount
+    with output.reporting() as report:
+        if not args.foreground:
+            show(mount_image(request, report=report))
+            return 0
 
-                await serve_mount(request, show, report=report)
-            else:
-                show(await start_mount(request, report=report))
+        async def serve() -> None:
+            from veneer.daemon.service import serve_mount
 
-    invocation.run(work)
+            await serve_mount(request, show, report=report)
+
+        invocation.run(serve)
     return 0
 
 

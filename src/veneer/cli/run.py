@@ -41,18 +41,13 @@ def run(invocation: Invocation, args: Arguments) -> int:
 
     The command comes after two dashes: veneer run -e A=b IMAGE -- ls -l
     """
-    from veneer.container.run import RunRequest, RunResult, run_image
-    from veneer.daemon.mounts import clean_stale
+    from veneer.daemon.client import RunRequest, run_image
 
     settings, output = with_backend(invocation.settings, args.backend), invocation.output
     request = RunRequest(args.image, options_of(args), args.runtime, args.timing)
 
-    async def work() -> RunResult:
-        await clean_stale(settings.run_dir.absolute())
-        with output.reporting() as report:
-            return await run_image(request, settings, report=report)
-
-    result = invocation.run(work)
+    with output.reporting() as report:
+        result = run_image(request, settings, report=report)
     if args.report is not None:
         try:
             args.report.write_text(json.dumps(result.to_json(), indent=2) + "\n")
@@ -61,7 +56,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     if args.timing:
         first = "none" if result.first_output_s is None else f"after {result.first_output_s:.2f} s"
         output.say(
-            f"mounted by {result.backend.backend} after {result.mounted_s:.2f} s, first output {first}, "
+            f"mounted by {result.mount.backend} after {result.mounted_s:.2f} s, first output {first}, "
             f"ended after {result.total_s:.2f} s; {result.requests} requests, {size_text(result.bytes_fetched)}"
         )
     return result.exit_code

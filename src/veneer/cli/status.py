@@ -1,6 +1,6 @@
 """``veneer status``: what is mounted, and what has been fetched of it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.render import size_text, table
@@ -13,23 +13,24 @@ __all__ = ["COMMAND"]
 
 def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Show what is mounted, who serves it, and how much of each layer is in the cache."""
-    from veneer.daemon.mounts import list_mounts
+    from veneer.daemon.client import listing
 
-    async def work() -> "list[MountStatus]":
-        return await list_mounts(invocation.settings.run_dir.absolute())
-
-    mounts = invocation.run(work)
-    text = "\n\n".join(map(_describe, mounts)) or "nothing is mounted"
-    invocation.output.result([found.to_json() for found in mounts], text)
+    found = listing(invocation.settings.run_dir.absolute())
+    parts = [*map(_describe, found.mounts)] or ["nothing is mounted"]
+    if found.daemon is not None:
+        parts.append(_describe_daemon(found.daemon))
+    document = {"daemon": found.daemon, "mounts": [mount.to_json() for mount in found.mounts]}
+    invocation.output.result(document, "\n\n".join(parts))
     return 0
 
 
 def _describe(found: "MountStatus") -> str:
     record = found.record
     place = "detached but in use" if record.kind == "detached" else f"on {record.mountpoint}"
-    where = f"{record.image} {place}, served by process {record.process.pid}"
+    server = "the daemon" if record.daemon else f"process {record.process.pid}"
+    where = f"{record.image} {place}, served by {server}"
     if record.kind == "run":
-        return f"{where}, the root of a container"
+        where += ", the root of a container"
     if found.report is None:
         return f"{where}, which does not answer"
     report = found.report
@@ -38,11 +39,14 @@ def _describe(found: "MountStatus") -> str:
         f"{where} for {report.uptime_s:.0f} s ({how})",
         f"  backend {report.backend}: {report.backend_reason}",
     ]
-    store, fuse = report.store, report.fuse
-    lines.append(
-        f"  {fuse['reads']} reads, {store['misses']} of them waited, {fuse['failed_reads']} failed; "
-        f"{store['requests']} requests for data, {size_text(store['bytes_fetched'])}"
-    )
+    store, kernel = report.store, report.kernel
+    if report.backend == "erofs-fanotify":
+        lines.append(f"  {report.complete} of {len(report.layers)} layers complete, which need no daemon")
+    else:
+        lines.append(
+            f"  {kernel['reads']} reads, {store['misses']} of them waited, {kernel['failed_reads']} failed; "
+            f"{store['requests']} requests for data, {size_text(store['bytes_fetched'])}"
+        )
     rows = [
         (
             f"  {layer.digest[:19]}",
@@ -52,6 +56,25 @@ def _describe(found: "MountStatus") -> str:
         for layer in report.layers
     ]
     return "\n".join([*lines, table(rows)]) if rows else "\n".join(lines)
+
+
+def _describe_daemon(daemon: "dict[str, Any]") -> str:
+    events, stores = daemon["events"], daemon["stores"].values()
+    lines = [
+        (
+            f"daemon: process {daemon['worker']} for {daemon['uptime_s']:.0f} s, {daemon['mounts']} mounts, "
+            f"{size_text(daemon['memory'])} of memory, {daemon['descriptors']} of {daemon['descriptors_limit']} "
+            "descriptors"
+        )
+    ]
+    if events:
+        lines.append(
+            f"  {events['events']} questions of the kernel, {events['waited']} of them waited, "
+            f"{events['denied']} failed, {events['pending']} waiting now"
+        )
+    requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
+    lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
+    return "\n".join(lines)
 
 
 COMMAND = Command(run, CommonArguments)

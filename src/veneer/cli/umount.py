@@ -23,13 +23,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(invocation: Invocation, args: Arguments) -> int:
     """Unmount DIRECTORY. What was written without --upper is thrown away."""
-    from veneer.daemon.mounts import umount
-    from veneer.mount.state import MountRecord
+    from veneer.daemon.client import umount
 
-    async def work() -> MountRecord:
-        return await umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
-
-    record = invocation.run(work)
+    record = umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
     document = {"mountpoint": str(record.mountpoint), "image": record.image, "lazy": args.lazy}
     invocation.output.result(document, "")
     return 0

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
 from veneer.errors import UsageError
 
@@ -57,6 +58,24 @@ class ContainerOptions:
             raise UsageError(f"unknown network {self.network!r}", hint=f"one of {', '.join(NETWORKS)}")
         if self.working_dir and not self.working_dir.startswith("/"):
             raise UsageError(f"working directory {self.working_dir!r} is not absolute")
+
+    def to_json(self) -> dict[str, object]:
+        """The options by name."""
+        volumes = [[os.fspath(v.source), v.destination, v.read_only] for v in self.volumes]
+        return asdict(self) | {"volumes": volumes}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read what :meth:`to_json` wrote."""
+        entrypoint = value["entrypoint"]
+        return cls(
+            **value
+            | {
+                "arguments": tuple(value["arguments"]),
+                "entrypoint": None if entrypoint is None else tuple(entrypoint),
+                "volumes": tuple(Volume(Path(source), *rest) for source, *rest in value["volumes"]),
+            }
+        )
 
 
 def parse_volume(text: str) -> Volume:

@@ -1,113 +1,123 @@
-"""The control socket of a mount's process: JSON lines over a unix socket in the mount's directory.
+"""The serving end of a control socket: JSON lines over a unix socket that only its owner may open.
 
-A request is ``{"op": NAME, ...}``; the answer is its result, or ``{"type": "error", ...}``. Whoever may open
-the socket (its owner) may ask anything. Paths of sockets are limited to 107 bytes and run directories are not,
-so both ends go through a file descriptor of the directory.
+A request is ``{"op": NAME, ...}``; the answer is its result, or ``{"type": "error", ...}``.
 """
 
 import contextlib
 import json
-import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 
 import trio
 
-from veneer.daemon.request import error_from_json, error_to_json
-from veneer.errors import MountError, UsageError, VeneerError
+from veneer.daemon.ask import short_path
+from veneer.daemon.request import error_to_json
+from veneer.errors import UsageError, VeneerError
 
-__all__ = ["Operation", "ask", "serve_control"]
+__all__ = ["Operation", "listen_in", "serve_control"]
 
 #: What does one operation: the request's members to the answer's.
 Operation = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
 
-_NAME = "control.sock"
-#: Requests are a few words; answers name every layer.
-MAX_REQUEST, MAX_ANSWER = 64 << 10, 16 << 20
+#: Requests are a few words, and the environment of a container.
+MAX_REQUEST = 1 << 20
 #: A client that connects and says nothing is not waited for longer.
 REQUEST_TIMEOUT_S = 30.0
 #: Nor one that asks and then does not read.
 ANSWER_TIMEOUT_S = 5.0
 
 
+def listen_in(directory: Path, name: str) -> trio.SocketListener:
+    """A new control socket. Raises OSError."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with short_path(directory, name) as path:
+        listening.bind(path)
+    (directory / name).chmod(0o600)
+    listening.listen()
+    return trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+
+
 async def serve_control(
-    directory: Path,
+    listener: trio.SocketListener,
     operations: Mapping[str, Operation],
     *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    for_client: Collection[str] = (),
 ) -> None:
-    """Answer requests until cancelled; started once the socket exists."""
+    """Answer requests until cancelled. What was asked for by then is done and answered nevertheless.
+
+    Args:
+        listener: a control socket; it is closed at the end, its name stays.
+        operations: what can be asked for.
+        for_client: names of the operations that are given up when the client leaves before their end.
+    """
 
     async def serve(stream: trio.SocketStream) -> None:
         # The client may leave whenever it likes.
         with contextlib.suppress(trio.BrokenResourceError):
-            await _answer(stream, operations)
+            await _answer(stream, operations, for_client)
 
-    listening = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short(directory) as path:
-        await listening.bind(path)
-    (directory / _NAME).chmod(0o600)
-    listening.listen()
-    task_status.started()
-    # The socket goes with its directory, which may have another name by then.
-    await trio.serve_listeners(serve, [trio.SocketListener(listening)])
+    await trio.serve_listeners(serve, [listener])
 
 
-async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]) -> None:
+async def _answer(
+    stream: trio.SocketStream, operations: Mapping[str, Operation], for_client: Collection[str]
+) -> None:
     line = None
     with trio.move_on_after(REQUEST_TIMEOUT_S):
-        line = await _line(stream, MAX_REQUEST)
+        line = await _line(stream)
     if line is None:
         return
-    # What was asked for is done and answered even if it ends the mount, and this server with it.
-    with trio.CancelScope(shield=True):
+    try:
         try:
-            try:
-                request = json.loads(line)
-                operation = operations[request["op"]]
-            except (ValueError, TypeError, KeyError) as error:
-                raise UsageError(f"unknown request, expected one of {', '.join(operations)}") from error
+            request = json.loads(line)
+            name = request["op"]
+            operation = operations[name]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"unknown request, expected one of {', '.join(operations)}") from error
+        if name in for_client:
+            answer = await _while_connected(stream, operation, request)
+        else:
+            # An operation may end what is served here, and this server with it.
+            with trio.CancelScope(shield=True):
+                answer = await operation(request)
+    except VeneerError as error:
+        answer = error_to_json(error)
+    with trio.move_on_after(ANSWER_TIMEOUT_S, shield=True):
+        await stream.send_all(json.dumps(answer).encode() + b"\n")
+
+
+async def _while_connected(
+    stream: trio.SocketStream, operation: Operation, request: dict[str, object]
+) -> dict[str, object]:
+    answer: dict[str, object] | None = None
+    failure: VeneerError | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
             answer = await operation(request)
         except VeneerError as error:
-            answer = error_to_json(error)
-        with trio.move_on_after(ANSWER_TIMEOUT_S):
-            await stream.send_all(json.dumps(answer).encode() + b"\n")
-
-
-async def ask(directory: Path, op: str, **arguments: object) -> dict[str, object]:
-    """Ask the process whose mount is in ``directory``. Raises its error, or MountError if it is not there."""
-    client = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    async with trio.SocketStream(client) as stream:
-        try:
-            with _short(directory) as path:
-                await client.connect(path)
-            await stream.send_all(json.dumps({"op": op, **arguments}).encode() + b"\n")
-            line = await _line(stream, MAX_ANSWER)
-        except (OSError, trio.BrokenResourceError) as error:
-            raise MountError(f"the process of the mount in {directory} does not answer: {error}") from error
-    if line is None:
-        raise MountError(f"the process of the mount in {directory} closed the connection")
-    answer: dict[str, object] = json.loads(line)
-    if answer.get("type") == "error":
-        raise error_from_json(answer)
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if answer is None:
+        raise trio.BrokenResourceError("the client has left")
     return answer
 
 
-async def _line(stream: trio.SocketStream, limit: int) -> bytes | None:
+async def _line(stream: trio.SocketStream) -> bytes | None:
     data = bytearray()
     while b"\n" not in data:
         chunk = await stream.receive_some()
         data += chunk
-        if not chunk or len(data) > limit:
+        if not chunk or len(data) > MAX_REQUEST:
             return None
     return bytes(data.partition(b"\n")[0])
-
-
-@contextlib.contextmanager
-def _short(directory: Path) -> Iterator[str]:
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{_NAME}"
-    finally:
-        os.close(fd)

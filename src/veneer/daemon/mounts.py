@@ -1,21 +1,27 @@
-"""All mounts of one run directory: listing, asking and ending them, and cleaning up after dead ones."""
+"""All mounts of one run directory: listing, asking and ending them, and cleaning up after dead processes.
+
+Two kinds of processes serve mounts: the daemon, which looks after its own records, and processes of one mount
+each, after which whoever comes next cleans up.
+"""
 
 import fcntl
 import os
+import select
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import trio
+from typing import Any
 
 from veneer.container.runtime import delete_container
-from veneer.daemon.control import ask
+from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Request, ask
 from veneer.daemon.report import MountReport
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.state import MountRecord, detach, directory_of, mount_records, release, sweep
 
-__all__ = ["MountStatus", "clean_stale", "list_mounts", "umount"]
+__all__ = ["Listing", "MountStatus", "clean_stale", "list_mounts", "status_json", "stop", "umount"]
 
 #: How long an unmount waits for the mount's process: it only has system calls to make.
 UMOUNT_TIMEOUT_S = 30.0
@@ -27,7 +33,7 @@ STATUS_TIMEOUT_S = 5.0
 class MountStatus:
     """One live mount: its record, and what its process says.
 
-    ``report`` is None when the process does not answer in time, and for the root of a container.
+    ``report`` is None when the process does not answer in time.
     """
 
     record: MountRecord
@@ -35,81 +41,108 @@ class MountStatus:
 
     def to_json(self) -> dict[str, object]:
         """The mount for ``veneer status --json``."""
-        record = self.record
-        return {
-            "id": record.id,
-            "kind": record.kind,
-            "image": record.image,
-            "mountpoint": os.fspath(record.mountpoint),
-            "pid": record.process.pid,
-            "since": record.since,
-            "report": self.report and self.report.to_json(),
-        }
+        return status_json(self.record, self.report)
 
 
-async def list_mounts(run_dir: Path) -> list[MountStatus]:
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Everything that is mounted, and what the daemon says of itself; None when there is no daemon."""
+
+    mounts: list[MountStatus]
+    daemon: dict[str, Any] | None
+
+
+def status_json(record: MountRecord, report: MountReport | None) -> dict[str, object]:
+    """One mount as JSON."""
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "image": record.image,
+        "mountpoint": os.fspath(record.mountpoint),
+        "pid": record.process.pid,
+        "daemon": record.daemon,
+        "since": record.since,
+        "report": report and report.to_json(),
+    }
+
+
+def list_mounts(run_dir: Path) -> Listing:
     """Every live mount with its counters, oldest first. Cleans up after dead ones before."""
-    await clean_stale(run_dir)
-    records = await trio.to_thread.run_sync(mount_records, run_dir)
-    reports: dict[str, MountReport] = {}
+    clean_stale(run_dir)
+    deadline = time.monotonic() + STATUS_TIMEOUT_S
+    daemon: dict[str, Any] = {}
+    # Of what does not answer, the listing says so.
+    with suppress(MountError, TimeoutError):
+        daemon = ask(run_dir, DAEMON_SOCKET, "status", timeout_s=STATUS_TIMEOUT_S)
+    reports: dict[str, MountReport] = {
+        found["id"]: MountReport.from_json(found["report"]) for found in daemon.get("mounts", ())
+    }
+    records = mount_records(run_dir)
+    asked: dict[str, Request] = {}
+    for record in records:
+        if not record.daemon:
+            with suppress(MountError):
+                asked[record.id] = Request(directory_of(run_dir, record.id), MOUNT_SOCKET, "status")
+    for name, request in asked.items():
+        with suppress(MountError, TimeoutError):
+            answer = request.answer(max(0.01, deadline - time.monotonic()))
+            reports[name] = MountReport.from_json(answer)
+    mounts = [MountStatus(record, reports.get(record.id)) for record in records]
+    return Listing(mounts, daemon.get("daemon"))
 
-    async def inquire(record: MountRecord) -> None:
-        try:
-            with trio.move_on_after(STATUS_TIMEOUT_S):
-                answer = await ask(directory_of(run_dir, record.id), "status")
-                reports[record.id] = MountReport.from_json(answer)
-        except MountError:
-            return  # the listing says that it does not answer
 
-    async with trio.open_nursery() as nursery:
-        for record in records:
-            if record.kind != "run":
-                nursery.start_soon(inquire, record)
-    return [MountStatus(record, reports.get(record.id)) for record in records]
-
-
-async def umount(
+def umount(
     path: Path, run_dir: Path, *, lazy: bool = False, timeout_s: float = UMOUNT_TIMEOUT_S
 ) -> MountRecord:
-    """Unmount what is mounted on ``path`` and wait until its process has cleaned up.
+    """Unmount what is mounted on ``path`` and wait until everything around it has been cleaned up.
 
     Args:
         path: the mount point.
         run_dir: where mounts are recorded.
-        lazy: only make it unreachable; its process goes on until the last user has left.
-        timeout_s: how long to wait for the process.
+        lazy: only make it unreachable; it is served until the last user has left.
+        timeout_s: how long to wait for its process.
 
     Raises:
         MountError: nothing of ours is mounted there, it is in use, or its process does not answer.
     """
-    mountpoint = await trio.to_thread.run_sync(_find_mountpoint, path)
-    stale = await clean_stale(run_dir)
+    mountpoint = _find_mountpoint(path)
+    stale = clean_stale(run_dir)
     for record in stale:
         if record.mountpoint == mountpoint:
             return record
-    records = await trio.to_thread.run_sync(mount_records, run_dir)
-    record = _select(mountpoint, records)
-    pidfd = _open_process(record)
-    with trio.move_on_after(timeout_s) as scope:
-        await ask(directory_of(run_dir, record.id), "stop", lazy=lazy)
-        if pidfd is not None and not lazy:
-            await trio.lowlevel.wait_readable(pidfd)
-    if pidfd is not None:
-        os.close(pidfd)
-    if scope.cancelled_caught:
-        raise MountError(
-            f"{mountpoint} was not unmounted within {timeout_s:g} s",
-            hint=f"kill -9 {record.process.pid} and try again, or use --lazy",
-        )
+    record = _select(mountpoint, mount_records(run_dir))
+    stop(record, run_dir, lazy=lazy, timeout_s=timeout_s)
     return record
 
 
-async def clean_stale(run_dir: Path) -> list[MountRecord]:
+def stop(
+    record: MountRecord, run_dir: Path, *, lazy: bool = False, timeout_s: float = UMOUNT_TIMEOUT_S
+) -> MountReport | None:
+    """End a mount, and return its last report. Raises MountError."""
+    deadline = time.monotonic() + timeout_s
+    pidfd = None if record.daemon else record.process.opened()
+    try:
+        if record.daemon:
+            answer = ask(run_dir, DAEMON_SOCKET, "stop", timeout_s=timeout_s, id=record.id, lazy=lazy)
+        else:
+            directory = directory_of(run_dir, record.id)
+            answer = ask(directory, MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
+            if pidfd is not None and not lazy:
+                ended, _, _ = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+                if not ended:
+                    raise TimeoutError
+    except TimeoutError as error:
+        hint = "see its log" if record.daemon else f"kill -9 {record.process.pid} and try again, or use --lazy"
+        raise MountError(f"{record.mountpoint} was not unmounted within {timeout_s:g} s", hint=hint) from error
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+    report = answer.get("report")
+    return MountReport.from_json(report) if isinstance(report, dict) else None
+
+
+def clean_stale(run_dir: Path) -> list[MountRecord]:
     """Detach the mounts of processes that died, and remove what they left. Says which."""
-    return await trio.to_thread.run_sync(_clean_stale, run_dir)
-
-
-def _clean_stale(run_dir: Path) -> list[MountRecord]:
     mounts = run_dir / "mounts"
     if not mounts.is_dir():
         return []
@@ -120,7 +153,7 @@ def _clean_stale(run_dir: Path) -> list[MountRecord]:
 
 
 def _clean_stale_locked(run_dir: Path) -> list[MountRecord]:
-    stale = [record for record in mount_records(run_dir) if not record.process.alive]
+    stale = [record for record in mount_records(run_dir) if not record.daemon and not record.process.alive]
     for record in stale:
         if record.container is not None:
             delete_container(*record.container)
@@ -152,14 +185,3 @@ def _select(mountpoint: Path, records: Sequence[MountRecord]) -> MountRecord:
         hint = "another user's, or of another run directory (VENEER_RUN_DIR)" if found[-1].ours else None
         raise MountError(f"{mountpoint} is a mount that is not recorded here ({found[-1].fstype})", hint=hint)
     raise MountError(f"nothing is mounted on {mountpoint}", hint="veneer status lists what is")
-
-
-def _open_process(record: MountRecord) -> int | None:
-    try:
-        fd = os.pidfd_open(record.process.pid)
-    except ProcessLookupError:
-        return None
-    if not record.process.alive:
-        os.close(fd)
-        return None
-    return fd

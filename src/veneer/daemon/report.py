@@ -8,12 +8,16 @@ __all__ = ["LayerReport", "MountReport"]
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: how many of its ``size`` bytes are in the cache."""
+    """One layer: how many of its ``size`` bytes are in the cache.
+
+    ``complete`` says that it is there as a whole and has the diffID that the image promises.
+    """
 
     digest: str
     size: int
     cached: int
     spans: int
+    complete: bool
 
     @property
     def percent(self) -> float:
@@ -34,9 +38,9 @@ class MountReport:
         uptime_s: seconds since it was asked for.
         inodes: in the image.
         layers: lowest first.
-        store: counters of the store.
-        fuse: counters of requests from the kernel.
-        transport: counters of HTTP.
+        store: counters of the store, which all mounts of the daemon share.
+        kernel: counters of what the kernel asked of whoever serves the mount; shared in the daemon, too.
+        transport: counters of HTTP of the image.
     """
 
     digest: str
@@ -48,8 +52,13 @@ class MountReport:
     inodes: int
     layers: tuple[LayerReport, ...]
     store: Mapping[str, int]
-    fuse: Mapping[str, int]
+    kernel: Mapping[str, int]
     transport: Mapping[str, int]
+
+    @property
+    def complete(self) -> int:
+        """How many layers are complete."""
+        return sum(layer.complete for layer in self.layers)
 
     def to_json(self) -> dict[str, object]:
         """The facts by name."""

@@ -8,13 +8,45 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+from veneer.container.options import ContainerOptions
 from veneer.errors import VeneerError
+from veneer.mount.state import Process
 from veneer.oci.descriptor import Platform
 from veneer.oci.reference import LayoutReference, parse_reference
 from veneer.settings import Settings
 
-__all__ = ["MountInfo", "MountRequest", "error_from_json", "error_to_json"]
+__all__ = ["ContainerRequest", "MountInfo", "MountRequest", "error_from_json", "error_to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRequest:
+    """What makes a mount the root of a container: its place is private, and a bundle lies next to it.
+
+    Args:
+        options: how the container differs from what the image says.
+        runtime: the program that will run it.
+        owner: the process that runs the runtime. Its end is the end of the container and of the mount.
+    """
+
+    options: ContainerOptions
+    runtime: Path
+    owner: Process
+
+    def to_json(self) -> dict[str, object]:
+        """The request as a JSON object."""
+        return {
+            "options": self.options.to_json(),
+            "runtime": os.fspath(self.runtime),
+            "owner": asdict(self.owner),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ContainerRequest":
+        """Read what :meth:`to_json` wrote."""
+        options = ContainerOptions.from_json(value["options"])
+        return cls(options, Path(value["runtime"]), Process(**value["owner"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +55,11 @@ class MountRequest:
 
     Args:
         image: reference of the image.
-        mountpoint: an empty directory, or a name in an existing one.
+        mountpoint: an empty directory, or a name in an existing one; for a container it does not matter.
         settings: of the invocation.
         writable: whether an overlay goes on top.
         upper: where what is written is kept; None for a layer that is thrown away.
+        container: for the root of a container.
     """
 
     image: str
@@ -34,6 +67,7 @@ class MountRequest:
     settings: Settings
     writable: bool = False
     upper: Path | None = None
+    container: ContainerRequest | None = None
 
     @classmethod
     def create(
@@ -44,6 +78,7 @@ class MountRequest:
         *,
         writable: bool = False,
         upper: Path | None = None,
+        container: ContainerRequest | None = None,
     ) -> "MountRequest":
         """A request from what a user typed in the current directory. Raises UsageError."""
         return cls(
@@ -58,6 +93,7 @@ class MountRequest:
             ),
             writable or upper is not None,
             upper and upper.absolute(),
+            container,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -71,15 +107,15 @@ class MountRequest:
             "settings": {k: os.fspath(v) if isinstance(v, Path) else v for k, v in settings.items()},
             "writable": self.writable,
             "upper": self.upper and os.fspath(self.upper),
+            "container": self.container and self.container.to_json(),
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, object]) -> "MountRequest":
+    def from_json(cls, value: dict[str, Any]) -> "MountRequest":
         """Read what :meth:`to_json` wrote."""
-        settings = value["settings"]
+        settings, upper, container = value["settings"], value["upper"], value["container"]
         if not isinstance(settings, dict):
             raise TypeError("not a mount request")
-        upper = value["upper"]
         return cls(
             str(value["image"]),
             Path(str(value["mountpoint"])),
@@ -96,6 +132,7 @@ class MountRequest:
             ),
             bool(value["writable"]),
             Path(str(upper)) if upper else None,
+            container and ContainerRequest.from_json(container),
         )
 
 
@@ -115,6 +152,7 @@ class MountInfo:
         upper: where what is written is kept, when the user said so.
         index_origin: how the index was found.
         log: what the process has to say.
+        bundle: for a container: the OCI bundle.
         requests: HTTP requests made so far.
         bytes_received: and what they brought.
         seconds: from the request to the mount.
@@ -131,6 +169,7 @@ class MountInfo:
     upper: str | None
     index_origin: str
     log: str
+    bundle: str | None
     requests: int
     bytes_received: int
     seconds: float

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from veneer.mount.fuse import FuseStats
-
-__all__ = ["Choice", "Mounter"]
+__all__ = ["Choice", "Counters", "Mounter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +17,27 @@ class Choice:
     reason: str
 
 
+class Counters(Protocol):
+    """Integers that only grow."""
+
+    def to_json(self) -> dict[str, int]:
+        """The counters by name."""
+
+
 class Mounter(Protocol):
     """One backend with one image to show. Belongs to one event loop.
 
     Attributes:
         choice: what it is.
         inodes: number of inodes that it shows.
-        stats: requests of the kernel that reached this process.
     """
 
     choice: Choice
     inodes: int
-    stats: FuseStats
+
+    @property
+    def stats(self) -> Counters:
+        """Requests of the kernel that reached this process."""
 
     def shown(self, target: Path, gone: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Show the tree on ``target``, an existing directory, and serve it as long as the context lasts.

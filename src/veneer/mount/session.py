@@ -7,7 +7,6 @@ case, by detaching whatever is still mounted.
 
 import errno
 import logging
-import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,14 +18,12 @@ from veneer.mount import kernel
 from veneer.mount.base import Mounter
 from veneer.mount.overlay import Upper, discard, mount_overlay, prepare_upper
 from veneer.mount.users import users_of
+from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
 
 __all__ = ["MountSession", "mounted"]
 
 log = logging.getLogger(__name__)
-
-#: How long it may take to notice an unmount by hand that the kernel's notice of got lost.
-RECHECK_S = 2.0
 
 
 class MountSession:
@@ -67,23 +64,21 @@ class MountSession:
                 hint="end what uses it, or unmount with --lazy",
             ) from error
 
-    async def _follow_overlay(self) -> None:
+    async def _follow_overlay(self, watch: MountTableWatch) -> None:
         """End the session when somebody unmounts the overlay by hand."""
-        with open("/proc/self/mountinfo", "rb") as table, select.epoll() as changes:  # noqa: ASYNC230 - procfs
-            # The table itself always polls readable; through epoll only its changes (POLLPRI) count.
-            changes.register(table.fileno(), select.EPOLLPRI)
-            while any(entry.ours for entry in kernel.mounts_at(self.mountpoint)):
-                # Asking the table takes the news from it, and trio's epoll asks ours twice when they came just
-                # before it was added: the second answer counts, and says nothing. So look again now and then.
-                with trio.move_on_after(RECHECK_S):
-                    await trio.lowlevel.wait_readable(changes.fileno())
-                changes.poll(0)
+        await watch.gone(self.mountpoint)
         await self.unmount(lazy=True)
 
 
 @asynccontextmanager
 async def mounted(
-    mounter: Mounter, mountpoint: Path, *, lower: Path | None = None, upper: Upper | None = None
+    mounter: Mounter,
+    mountpoint: Path,
+    *,
+    lower: Path | None = None,
+    upper: Upper | None = None,
+    existing: bool = False,
+    watch: MountTableWatch | None = None,
 ) -> AsyncIterator[MountSession]:
     """Show a tree on ``mountpoint``, or on ``lower`` with an overlay of ``upper`` on ``mountpoint``.
 
@@ -92,6 +87,8 @@ async def mounted(
         mountpoint: an existing directory.
         lower: an existing private directory for the tree below an overlay.
         upper: what is written; given exactly when ``lower`` is.
+        existing: all of it has been mounted by an earlier process, and is only to be followed.
+        watch: is being served, for whoever has many mounts.
 
     Raises:
         MountError: this machine or user cannot mount, or not there.
@@ -103,9 +100,13 @@ async def mounted(
         async with mounter.shown(lower or mountpoint, session.ended.set), open_nursery() as nursery:
             try:
                 if lower is not None and upper is not None:
-                    await trio.to_thread.run_sync(prepare_upper, upper, mounter.index)
-                    await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
-                    nursery.start_soon(session._follow_overlay)
+                    if not existing:
+                        await trio.to_thread.run_sync(prepare_upper, upper, lower)
+                        await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
+                    if watch is None:
+                        watch = MountTableWatch()
+                        await nursery.start(watch.serve)
+                    nursery.start_soon(session._follow_overlay, watch)
                 yield session
             finally:
                 with trio.CancelScope(shield=True):

@@ -26,8 +26,10 @@ from veneer.mount.overlay import Upper, discard
 
 __all__ = [
     "MountRecord",
+    "Process",
     "claim",
     "detach",
+    "directory_of",
     "mount_id",
     "mount_records",
     "release",
@@ -56,6 +58,17 @@ class Process:
         """Whether it runs still."""
         return _start_of(self.pid) == self.start and _boot_id() == self.boot
 
+    def opened(self) -> int | None:
+        """A pidfd of it, which polls readable when it ends; None when it has ended."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        if not self.alive:
+            os.close(fd)
+            return None
+        return fd
+
 
 def this_process() -> Process:
     """The calling process."""
@@ -74,12 +87,14 @@ class MountRecord:
         kind: ``mount``, ``run`` for the root of a container, or ``detached``: see :func:`retire`.
         image: the reference as the user wrote it.
         mountpoint: where the tree is seen; absolute, no symbolic links in it.
-        process: who serves it.
+        process: who serves it; with a daemon, for a container, whose end it ends with.
         lower: where the tree is when an overlay covers ``mountpoint``.
         devices: where the devices below an EROFS tree are, for the time of mounting.
         upper: the writable layer of that overlay.
         made_mountpoint: whether ``mountpoint`` was made for this mount and goes with it.
         container: for ``run``: the runtime's program and its name for the container.
+        daemon: whether the resident daemon serves it: then nobody else may clean it up, and ``process`` says
+            nothing about whether it is alive.
         since: when the mount began, seconds since the epoch.
     """
 
@@ -93,6 +108,7 @@ class MountRecord:
     upper: Upper | None = None
     made_mountpoint: bool = False
     container: tuple[str, str] | None = None
+    daemon: bool = False
     since: float = field(default_factory=time.time)
 
     def to_json(self) -> dict[str, object]:

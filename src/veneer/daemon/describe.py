@@ -1,0 +1,84 @@
+"""What whoever serves a mount tells about it: facts of image, store and backend, gathered."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from veneer.daemon.report import LayerReport, MountReport
+from veneer.daemon.request import MountInfo
+from veneer.image import Image
+from veneer.mount.base import Choice
+from veneer.mount.state import MountRecord
+from veneer.store.attached import AttachedDevice
+
+__all__ = ["mount_info", "mount_report"]
+
+
+def mount_info(
+    record: MountRecord,
+    image: Image,
+    *,
+    choice: Choice,
+    log: Path,
+    directory: Path,
+    seconds: float,
+) -> MountInfo:
+    """A mount that is up, served by this process."""
+    return MountInfo(
+        id=record.id,
+        image=record.image,
+        digest=str(image.manifest.digest),
+        mountpoint=os.fspath(record.mountpoint),
+        pid=os.getpid(),
+        backend=choice.backend,
+        backend_reason=choice.reason,
+        writable=record.upper is not None,
+        upper=None if record.upper is None or record.upper.private else os.fspath(record.upper.directory),
+        index_origin=image.index_origin,
+        log=os.fspath(log),
+        bundle=os.fspath(directory) if record.container else None,
+        requests=image.transport_stats.requests,
+        bytes_received=image.transport_stats.bytes_received,
+        seconds=round(seconds, 4),
+    )
+
+
+def mount_report(
+    record: MountRecord,
+    image: Image,
+    attached: Sequence[AttachedDevice],
+    *,
+    choice: Choice,
+    inodes: int,
+    store: Mapping[str, int],
+    kernel: Mapping[str, int],
+) -> MountReport:
+    """A mount and its counters."""
+    transport = image.transport_stats
+    return MountReport(
+        digest=str(image.manifest.digest),
+        backend=choice.backend,
+        backend_reason=choice.reason,
+        index_origin=image.index_origin,
+        writable=record.upper is not None,
+        uptime_s=round(time.time() - record.since, 1),
+        inodes=inodes,
+        layers=tuple(
+            LayerReport(
+                digest=str(device.device.blob.digest),
+                size=device.size,
+                cached=0 if device.file is None else device.file.map.present_bytes,
+                spans=len(device.spans),
+                complete=device.complete,
+            )
+            for device in attached
+        ),
+        store=store,
+        kernel=kernel,
+        transport={
+            "requests": transport.requests,
+            "bytes_received": transport.bytes_received,
+            "retries": transport.retries,
+        },
+    )

@@ -1,0 +1,149 @@
+"""Images and stores that the mounts of one daemon share.
+
+One store for each cache directory: two would wait for one another at the kernel's questions about one file.
+An image is open once, however often it is mounted. A device that several images have is attached once, and the
+image that brought it stays open as long as any of them: its connections are what the device is read through.
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+
+from veneer.events import Notice, Reporter
+from veneer.image import Image, open_image
+from veneer.mount.filetable import FileTable
+from veneer.settings import Settings
+from veneer.store.attached import AttachedDevice
+from veneer.store.spanstore import SpanStore, open_store
+
+__all__ = ["Holding", "Holdings"]
+
+
+@dataclass(slots=True, eq=False)
+class Holding:
+    """An open image, with its devices attached to a store.
+
+    Args:
+        image: what is open.
+        store: of its cache directory.
+        attached: its devices, lowest first.
+        files: its files by place.
+        users: mounts and other images that need it.
+        unused: set when there are none any more.
+        providers: other images whose devices are among ``attached``.
+    """
+
+    image: Image
+    store: SpanStore
+    attached: tuple[AttachedDevice, ...]
+    files: FileTable
+    users: int = 1
+    unused: trio.Event = field(default_factory=trio.Event)
+    providers: list["Holding"] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Device:
+    attached: AttachedDevice
+    provider: Holding
+    users: int = 0
+
+
+class Holdings:
+    """What is open. Belongs to one event loop.
+
+    Args:
+        nursery: owns stores and images.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._opening = trio.Lock()
+        self._stores: dict[Path, tuple[SpanStore, Settings]] = {}
+        self._images: dict[tuple[str, SpanStore], Holding] = {}
+        self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
+
+    @property
+    def stores(self) -> dict[str, SpanStore]:
+        """All stores, by their cache directories."""
+        return {os.fspath(path): store for path, (store, _) in self._stores.items()}
+
+    async def take(self, text: str, settings: Settings, report: Reporter) -> Holding:
+        """The image that ``text`` names, open, for one more user. Raises VeneerError."""
+        holding: Holding = await self._nursery.start(self._keep_image, text, settings, report)
+        return holding
+
+    def give_back(self, holding: Holding) -> None:
+        """Tell that one user has gone."""
+        holding.users -= 1
+        if not holding.users:
+            holding.unused.set()
+
+    async def _keep_image(
+        self, text: str, settings: Settings, report: Reporter, *, task_status: trio.TaskStatus[Holding]
+    ) -> None:
+        store = await self._store(settings, report)
+        async with open_image(text, settings, report=report) as image:
+            key = image.name, store
+            if (holding := self._images.get(key)) is not None and holding.users:
+                holding.users += 1
+                task_status.started(holding)
+                return
+            holding = self._images[key] = self._attach(image, store)
+            task_status.started(holding)
+            await holding.unused.wait()
+            if self._images[key] is holding:
+                del self._images[key]
+            self._detach(holding)
+
+    def _attach(self, image: Image, store: SpanStore) -> Holding:
+        holding = Holding(image, store, (), FileTable(lambda: image.index))
+        attached = []
+        for device, source in zip(image.devices, image.sources, strict=True):
+            key = store, device.key.raw
+            known = self._devices.get(key)
+            if known is None:
+                known = self._devices[key] = _Device(store.attach(device, source), holding)
+            elif known.provider is not holding:
+                known.provider.users += 1
+                holding.providers.append(known.provider)
+            known.users += 1
+            attached.append(known.attached)
+        holding.attached = tuple(attached)
+        return holding
+
+    def _detach(self, holding: Holding) -> None:
+        for attached in holding.attached:
+            key = holding.store, attached.device.key.raw
+            device = self._devices[key]
+            device.users -= 1
+            if not device.users:
+                del self._devices[key]
+                holding.store.detach(attached)
+        for provider in holding.providers:
+            self.give_back(provider)
+
+    async def _store(self, settings: Settings, report: Reporter) -> SpanStore:
+        path = await trio.to_thread.run_sync(settings.cache_dir.resolve)
+        async with self._opening:
+            if path not in self._stores:
+                store = await self._nursery.start(_keep_store, replace(settings, cache_dir=path))
+                self._stores[path] = store, settings
+        store, first = self._stores[path]
+        mine = settings.cache_quota, settings.read_deadline_s
+        if mine != (first.cache_quota, first.read_deadline_s):
+            report(
+                Notice(
+                    f"the daemon uses {path} with a quota of {first.cache_quota} bytes and waits "
+                    f"{first.read_deadline_s:g} s for a read; other values take effect when it is restarted"
+                )
+            )
+        return store
+
+
+async def _keep_store(settings: Settings, *, task_status: trio.TaskStatus[SpanStore]) -> None:
+    async with open_store(settings) as store:
+        task_status.started(store)
+        await trio.sleep_forever()

@@ -1,0 +1,138 @@
+"""What is known of one mount, and what can be asked of it, whoever serves it."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import trio
+
+from veneer.container.bundle import image_user
+from veneer.container.runtime import delete_container
+from veneer.container.spec import runtime_spec, write_bundle
+from veneer.daemon.control import Operation
+from veneer.daemon.describe import mount_info, mount_report
+from veneer.daemon.place import Place
+from veneer.daemon.report import MountReport
+from veneer.daemon.request import MountInfo, MountRequest
+from veneer.errors import MountError
+from veneer.image import Image
+from veneer.mount.backends import Subject
+from veneer.mount.base import Mounter
+from veneer.mount.session import MountSession
+from veneer.mount.state import Process
+from veneer.store.attached import AttachedDevice
+from veneer.store.spanstore import SpanStore
+
+__all__ = ["Service", "subject", "write_place_bundle"]
+
+log = logging.getLogger(__name__)
+
+
+def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) -> Subject[AttachedDevice]:
+    """An open image as backends see it."""
+    return Subject(
+        image.name, image.devices, lambda: image.index, image.index_descriptor.digest, store, attached
+    )
+
+
+async def write_place_bundle(request: MountRequest, place: Place, image: Image, store: SpanStore) -> None:
+    """Write the bundle of a mount that is a container's root; nothing for other mounts."""
+    if request.container is None:
+        return
+    options = request.container.options
+    user = await image_user(image, store, options)
+    record = place.record
+    spec = runtime_spec(image.config, options, user, root=os.fspath(record.mountpoint), name=record.id)
+    await trio.to_thread.run_sync(write_bundle, place.directory, spec)
+
+
+class Service:
+    """What is known about one mount while it is served.
+
+    Args:
+        place: where it is.
+        image: what is mounted.
+        store: where its bytes are.
+        attached: its devices.
+        mounter: how it is mounted.
+        log: what its process has to say.
+
+    Attributes:
+        session: the mount, once it is there.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        image: Image,
+        store: SpanStore,
+        attached: Sequence[AttachedDevice],
+        mounter: Mounter,
+        log: Path,
+    ) -> None:
+        self.session: MountSession | None = None
+        self.place = place
+        self._image = image
+        self._store = store
+        self._attached = attached
+        self._mounter = mounter
+        self._log = log
+
+    def info(self, seconds: float) -> MountInfo:
+        """What to tell whoever asked for the mount."""
+        return mount_info(
+            self.place.record,
+            self._image,
+            choice=self._mounter.choice,
+            log=self._log,
+            directory=self.place.directory,
+            seconds=seconds,
+        )
+
+    async def unmount(self, *, lazy: bool) -> None:
+        """End the mount. Lazily, it is served on until its last user has left, and its place is free."""
+        if self.session is None:
+            raise MountError("the mount is not ready yet")
+        await self.session.unmount(lazy=lazy)
+        if lazy:
+            await trio.to_thread.run_sync(self.place.retire)
+
+    async def follow_owner(self, owner: Process) -> None:
+        """End the container and the mount when whoever runs the container has ended without saying so."""
+        if (process := owner.opened()) is not None:
+            try:
+                await trio.lowlevel.wait_readable(process)
+            finally:
+                os.close(process)
+        log.warning("whoever ran the container has gone")
+        if self.place.record.container is not None:
+            await trio.to_thread.run_sync(delete_container, *self.place.record.container)
+        await self.unmount(lazy=True)
+
+    def control(self) -> Mapping[str, Operation]:
+        """The operations of the control socket."""
+
+        async def status(_request: dict[str, object]) -> dict[str, object]:
+            return self.report().to_json()
+
+        async def stop(request: dict[str, object]) -> dict[str, object]:
+            lazy = request.get("lazy") is True
+            log.info("unmount asked for lazy=%s", lazy)
+            report = self.report()
+            await self.unmount(lazy=lazy)
+            return {"type": "stopped", "report": report.to_json()}
+
+        return {"status": status, "stop": stop}
+
+    def report(self) -> MountReport:
+        """The mount and its counters."""
+        return mount_report(
+            self.place.record,
+            self._image,
+            self._attached,
+            choice=self._mounter.choice,
+            inodes=self._mounter.inodes,
+            store=self._store.stats.to_json(),
+            kernel=self._mounter.stats.to_json(),
+        )

@@ -1,0 +1,102 @@
+"""The place of one mount: its record, its directory, and where its tree, its overlay and its bundle go.
+
+A place is claimed before anything is mounted and released after everything is gone. All functions block.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from veneer.daemon.mountpoint import prepare_mountpoint
+from veneer.daemon.request import MountRequest
+from veneer.errors import MountError
+from veneer.mount.overlay import Upper, private_upper
+from veneer.mount.state import (
+    MountRecord,
+    claim,
+    detach,
+    directory_of,
+    mount_id,
+    release,
+    retire,
+    this_process,
+)
+
+__all__ = ["Place"]
+
+
+class Place:
+    """What :func:`Place.claimed` made, or a record of an earlier process names.
+
+    Args:
+        run_dir: where mounts are recorded.
+        record: says what is where.
+    """
+
+    def __init__(self, run_dir: Path, record: MountRecord) -> None:
+        self.run_dir = run_dir
+        self.record = record
+
+    @classmethod
+    def claimed(cls, request: MountRequest, *, daemon: bool = False) -> "Place":
+        """Claim a place for a mount. Raises MountError when somebody else has it."""
+        run_dir = Path(os.path.realpath(request.settings.run_dir))
+        container = request.container
+        name = secrets.token_hex(8) if container else mount_id(request.mountpoint)
+        directory = directory_of(run_dir, name)
+        process = container.owner if container and daemon else this_process()
+        upper: Upper | None = None
+        if request.upper:
+            upper = Upper.at(request.upper)
+        elif request.writable:
+            # The last mount there may have been detached and still write to its own.
+            upper = private_upper(request.settings.cache_dir / "uppers" / f"{name}-{secrets.token_hex(4)}")
+        made = not container and prepare_mountpoint(request.mountpoint)
+        record = MountRecord(
+            id=name,
+            kind="run" if container else "mount",
+            image=request.image,
+            mountpoint=directory / "root" if container else request.mountpoint,
+            process=process,
+            lower=directory / "lower" if upper else None,
+            devices=None if daemon else directory / "devices",
+            upper=upper,
+            made_mountpoint=made,
+            container=(os.fspath(container.runtime), name) if container else None,
+            daemon=daemon,
+        )
+        try:
+            claim(run_dir, record)
+        except MountError:
+            if made:
+                request.mountpoint.rmdir()
+            raise
+        for path in (record.lower, record.mountpoint if container else None):
+            if path is not None:
+                path.mkdir()
+        return cls(run_dir, record)
+
+    @property
+    def directory(self) -> Path:
+        """For whatever the mount needs for itself."""
+        return directory_of(self.run_dir, self.record.id)
+
+    @property
+    def tree(self) -> Path:
+        """Where the image's own tree goes: below the overlay when there is one."""
+        return self.record.lower or self.record.mountpoint
+
+    @property
+    def devices(self) -> Path:
+        """Where devices are shown while they are being mounted."""
+        return self.directory / "devices"
+
+    def retire(self) -> None:
+        """Let another mount have the place."""
+        if self.record.kind != "detached":
+            self.record = retire(self.run_dir, self.record)
+
+    def release(self) -> None:
+        """Undo everything."""
+        detach(self.record)
+        release(self.run_dir, self.record)

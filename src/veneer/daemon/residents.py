@@ -1,0 +1,269 @@
+"""All mounts of the daemon: made, restored after a restart of this process, ended.
+
+A mount's record names everything that is needed to serve it again; with it lies the request, whose image is
+pinned to the manifest that was mounted. So a restart needs local copies of manifest and index, and no registry.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from veneer.container.runtime import delete_container
+from veneer.daemon.holdings import Holding, Holdings
+from veneer.daemon.one import Service, subject, write_place_bundle
+from veneer.daemon.place import Place
+from veneer.daemon.request import MountInfo, MountRequest
+from veneer.errors import MountError, VeneerError
+from veneer.events import Reporter, silent
+from veneer.image import Image
+from veneer.mount import kernel
+from veneer.mount.base import Choice
+from veneer.mount.resident import Existing, Guards, ResidentMounter
+from veneer.mount.session import mounted
+from veneer.mount.state import MountRecord, mount_records
+from veneer.mount.watch import MountTableWatch
+from veneer.source.tasks import open_nursery
+
+__all__ = ["Residents"]
+
+log = logging.getLogger(__name__)
+
+_STATE = "resident.json"
+#: How often a mount whose local copies are damaged is tried again; its reads fail meanwhile.
+RETRY_S = 5.0
+
+
+class Residents:
+    """The mounts that this process serves. Belongs to one event loop.
+
+    Args:
+        run_dir: where they are recorded.
+        nursery: owns them.
+        guards: what their devices are served by.
+        watch: notices unmounts by hand.
+        log_file: where this process logs to.
+    """
+
+    def __init__(
+        self, run_dir: Path, nursery: trio.Nursery, guards: Guards, watch: MountTableWatch, log_file: Path
+    ) -> None:
+        self.holdings = Holdings(nursery)
+        self.services: dict[str, Service] = {}
+        self._run_dir = run_dir
+        self._nursery = nursery
+        self._guards = guards
+        self._watch = watch
+        self._log_file = log_file
+        self._busy = 0
+        self._changed = trio.Event()
+
+    async def mount(self, request: MountRequest, choice: Choice, report: Reporter = silent) -> MountInfo:
+        """Mount an image. Returns when the mount can be used. Raises VeneerError."""
+        began = trio.current_time()
+        service: Service = await self._nursery.start(self._live, request, choice, report)
+        info = service.info(trio.current_time() - began)
+        log.info(
+            "mounted id=%s image=%s digest=%s mountpoint=%r seconds=%.3f",
+            info.id,
+            info.image,
+            info.digest,
+            info.mountpoint,
+            info.seconds,
+        )
+        return info
+
+    async def restore(self) -> None:
+        """Serve again what an earlier process mounted, and clean up what is not there any more."""
+        for record in await trio.to_thread.run_sync(mount_records, self._run_dir):
+            if not record.daemon:
+                continue
+            place = Place(self._run_dir, record)
+            state = await trio.to_thread.run_sync(_state_of, place)
+            if state is None:
+                log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
+                await trio.to_thread.run_sync(_clean_up, place)
+                continue
+            request, choice, existing = state
+            if not await self._restore(place, request, choice, existing):
+                self._nursery.start_soon(self._keep_restoring, place, request, choice, existing)
+
+    async def until_empty(self) -> None:
+        """Wait until nothing is mounted."""
+        while self._busy:
+            await self._changed.wait()
+
+    @property
+    def count(self) -> int:
+        """Mounts that are there, or being made."""
+        return self._busy
+
+    async def changed(self) -> None:
+        """Wait until a mount comes or goes."""
+        await self._changed.wait()
+
+    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: Existing) -> bool:
+        try:
+            await self._nursery.start(
+                partial(self._live, request, choice, silent, place=place, existing=existing)
+            )
+        except (VeneerError, OSError) as error:
+            log.error("cannot serve again id=%s image=%s cause=%r", place.record.id, request.image, str(error))
+            return False
+        log.info("serving again id=%s image=%s", place.record.id, request.image)
+        return True
+
+    async def _keep_restoring(
+        self, place: Place, request: MountRequest, choice: Choice, existing: Existing
+    ) -> None:
+        while True:
+            await trio.sleep(RETRY_S)
+            if await self._restore(place, request, choice, existing):
+                return
+
+    async def _live(
+        self,
+        request: MountRequest,
+        choice: Choice,
+        report: Reporter,
+        *,
+        place: Place | None = None,
+        existing: Existing | None = None,
+        task_status: trio.TaskStatus[Service],
+    ) -> None:
+        """One mount from beginning to end. An error before it is there goes to whoever asked for it."""
+        self._count(1)
+        started = False
+        try:
+            if place is None:
+                place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
+            holding = None
+            try:
+                holding = await self.holdings.take(request.image, request.settings, report)
+
+                def ready(service: Service) -> None:
+                    nonlocal started
+                    started = True
+                    task_status.started(service)
+
+                await self._serve(request, choice, place, holding, existing, ready)
+            finally:
+                with trio.CancelScope(shield=True):
+                    if started or existing is None:
+                        await trio.to_thread.run_sync(_release, place)
+                    if holding is not None:
+                        self.holdings.give_back(holding)
+        except VeneerError as error:
+            if not started:
+                raise
+            log.error("mount ended image=%s cause=%r", request.image, error.message)
+        finally:
+            self._count(-1)
+
+    async def _serve(
+        self,
+        request: MountRequest,
+        choice: Choice,
+        place: Place,
+        holding: Holding,
+        existing: Existing | None,
+        ready: Callable[[Service], None],
+    ) -> None:
+        mounter = ResidentMounter(
+            self._guards,
+            subject(holding.image, holding.store, holding.attached),
+            holding.store,
+            holding.files,
+            cache_dir=request.settings.cache_dir,
+            choice=choice,
+            existing=existing,
+        )
+        record = place.record
+        service = Service(place, holding.image, holding.store, holding.attached, mounter, self._log_file)
+        async with open_nursery() as nursery:
+            if existing is None:
+                nursery.start_soon(write_place_bundle, request, place, holding.image, holding.store)
+                await trio.to_thread.run_sync(_write_state, place, request, choice, holding.image, ())
+            async with mounted(
+                mounter,
+                record.mountpoint,
+                lower=record.lower,
+                upper=record.upper,
+                existing=existing is not None,
+                watch=self._watch,
+            ) as session:
+                service.session = session
+                if existing is None:
+                    await trio.to_thread.run_sync(
+                        _write_state, place, request, choice, holding.image, mounter.superblocks
+                    )
+                self.services[record.id] = service
+                try:
+                    if request.container:
+                        nursery.start_soon(service.follow_owner, request.container.owner)
+                    ready(service)
+                    if mounter.tainted:
+                        await service.unmount(lazy=True)
+                    await session.ended.wait()
+                finally:
+                    del self.services[record.id]
+                nursery.cancel_scope.cancel()
+        log.info("unmounted id=%s image=%s", record.id, record.image)
+
+    def _count(self, change: int) -> None:
+        self._busy += change
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _write_state(
+    place: Place, request: MountRequest, choice: Choice, image: Image, superblocks: tuple[str, ...]
+) -> None:
+    pinned = replace(image.reference, digest=image.manifest.digest)
+    state = {
+        "request": replace(request, image=str(pinned)).to_json(),
+        "backend": choice.backend,
+        "reason": choice.reason,
+        "superblocks": superblocks,
+    }
+    new = place.directory / f".{_STATE}"
+    new.write_text(json.dumps(state))
+    new.replace(place.directory / _STATE)
+
+
+def _state_of(place: Place) -> tuple[MountRequest, Choice, Existing] | None:
+    """What is needed to serve a mount again; None when it is gone, or was never finished."""
+    try:
+        state = json.loads((place.directory / _STATE).read_bytes())
+        request = MountRequest.from_json(state["request"])
+        choice = Choice(state["backend"], state["reason"])
+        existing = Existing(tuple(state["superblocks"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("no state of id=%s cause=%r", place.record.id, str(error))
+        return None
+    if any(entry.ours for entry in kernel.mounts_at(place.tree)):
+        return request, choice, existing
+    there = existing.superblocks and set(os.listdir("/sys/fs/erofs")).intersection(existing.superblocks)
+    return (request, choice, existing) if there and _same_boot(place.record) else None
+
+
+def _same_boot(record: MountRecord) -> bool:
+    return record.process.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _clean_up(place: Place) -> None:
+    if place.record.container is not None:
+        delete_container(*place.record.container)
+    _release(place)
+
+
+def _release(place: Place) -> None:
+    try:
+        place.release()
+    except (MountError, OSError) as error:
+        log.error("cannot clean up id=%s cause=%r", place.record.id, str(error))

@@ -1,0 +1,344 @@
+"""The daemon's worker: ``python -m veneer.daemon.worker``, started by :mod:`veneer.daemon.supervisor` only.
+
+It serves the kernel's questions and the control socket, both of which it inherits, so that neither notices when
+one worker takes the place of another. It says ``ready`` to its supervisor once everything that was mounted is
+served again, and ``alive`` as long as its event loop turns.
+
+Ends with 0 when it was told to stop and nothing is mounted any more, and with :data:`RESTART` when another
+worker is to go on.
+"""
+
+import argparse
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from veneer import __version__
+from veneer.daemon.control import Operation, serve_control
+from veneer.daemon.handover import start_adopting_supervisor
+from veneer.daemon.mounts import status_json
+from veneer.daemon.request import MountRequest, error_to_json
+from veneer.daemon.residents import Residents
+from veneer.errors import MountError, UsageError, VeneerError
+from veneer.events import Event, Notice
+from veneer.mount.backends import choose_for_daemon
+from veneer.mount.fanotify import raise_descriptor_limit
+from veneer.mount.precontent import GuardedDevices
+from veneer.mount.resident import Guards
+from veneer.mount.superblocks import Superblocks
+from veneer.mount.watch import MountTableWatch
+from veneer.source.tasks import open_nursery
+
+__all__ = ["RESTART", "main"]
+
+log = logging.getLogger(__name__)
+
+_FORMAT = "ts=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s"
+#: Exit status that asks the supervisor for another worker.
+RESTART = 75
+#: How often the supervisor hears of us; it waits many times as long.
+ALIVE_S = 5.0
+#: Before a restart, readers that wait get their bytes if they come within this time.
+DRAIN_S = 5.0
+ADOPT_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What the supervisor says.
+
+    Args:
+        run_dir: the run directory.
+        group: descriptor of the fanotify group; None where there is none.
+        listener: descriptor of the control socket.
+        lock: descriptor of the lock file.
+        supervisor: descriptor of the socket to the supervisor.
+        idle_exit: ends after so many seconds without a mount, or ``none``.
+        fresh_group: no worker had this group before.
+    """
+
+    run_dir: Path
+    group: int | None
+    listener: int
+    lock: int
+    supervisor: int
+    idle_exit: str
+    fresh_group: bool
+
+    @classmethod
+    def parse(cls, words: list[str]) -> "Arguments":
+        """From the command line."""
+        parser = argparse.ArgumentParser("veneer.daemon.worker")
+        parser.add_argument("--run-dir", type=Path, required=True)
+        for name in ("--group", "--socket", "--lock", "--supervisor"):
+            parser.add_argument(name, required=True)
+        parser.add_argument("--idle-exit", default="none")
+        parser.add_argument("--fresh-group", action="store_true")
+        found = parser.parse_args(words)
+        return cls(
+            run_dir=found.run_dir,
+            group=None if found.group == "none" else int(found.group),
+            listener=int(found.socket),
+            lock=int(found.lock),
+            supervisor=int(found.supervisor),
+            idle_exit=found.idle_exit,
+            fresh_group=found.fresh_group,
+        )
+
+
+class Worker:
+    """One run of the worker."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+        self._supervisor = trio.socket.from_stdlib_socket(socket.socket(fileno=arguments.supervisor))
+        self._log_file = arguments.run_dir / "daemon.log"
+        self._began = time.time()
+        self._residents: Residents | None = None
+        self._guards: Guards | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        arguments = self._arguments
+        async with open_nursery() as nursery:
+            # First, so that whoever asks for an end while we begin is heard.
+            nursery.start_soon(self._follow_signals, nursery)
+            if arguments.group is not None:
+                await self._take_over(nursery, arguments.group)
+            listening = socket.socket(fileno=arguments.listener)
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+            nursery.start_soon(self._serve, listener)
+            await self._tell({"type": "ready"})
+            nursery.start_soon(self._stay_alive)
+            nursery.start_soon(self._follow_supervisor)
+            if arguments.idle_exit != "none":
+                await self._until_idle(float(arguments.idle_exit))
+                log.info("ending: nothing has been mounted for %s s", arguments.idle_exit)
+                nursery.cancel_scope.cancel()
+
+    async def _take_over(self, nursery: trio.Nursery, group: int) -> None:
+        """Serve everything that an earlier worker served."""
+        arguments = self._arguments
+        devices, superblocks = GuardedDevices(group, restoring=True), Superblocks()
+        watch = MountTableWatch()
+        await nursery.start(devices.serve)
+        await nursery.start(superblocks.serve)
+        await nursery.start(watch.serve)
+        self._guards = Guards(devices, superblocks, unguarded=arguments.fresh_group)
+        residents = self._residents = Residents(arguments.run_dir, nursery, self._guards, watch, self._log_file)
+        await residents.restore()
+        devices.restored()
+
+    async def _serve(self, listener: trio.SocketListener) -> None:
+        await serve_control(listener, self._operations(), for_client=("mount",))
+
+    def _operations(self) -> Mapping[str, Operation]:
+        return {"mount": self._mount, "stop": self._unmount, "status": self._status, "ping": self._ping}
+
+    async def _ping(self, _request: dict[str, object]) -> dict[str, object]:
+        return {"type": "pong", "worker": os.getpid(), "version": __version__}
+
+    async def _mount(self, request: dict[str, object]) -> dict[str, object]:
+        if self._stopping:
+            raise MountError("the daemon is being stopped", hint="try again in a moment")
+        wanted = MountRequest.from_json(_object(request, "request"))
+        if self._residents is None:
+            return {
+                "type": "elsewhere",
+                "backend": "auto",
+                "reason": "the daemon has no fanotify group; see its log",
+            }
+        cache_dir = wanted.settings.cache_dir
+        await trio.to_thread.run_sync(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
+        choice = await trio.to_thread.run_sync(choose_for_daemon, wanted.settings.backend, cache_dir)
+        if choice.backend != "erofs-fanotify":
+            return {"type": "elsewhere", "backend": choice.backend, "reason": choice.reason}
+        notices: list[str] = []
+
+        def report(event: Event) -> None:
+            if isinstance(event, Notice):
+                notices.append(event.message)
+
+        info = await self._residents.mount(wanted, choice, report)
+        return {"type": "ready", "info": info.to_json(), "notices": notices}
+
+    async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
+        services = self._residents.services if self._residents else {}
+        service = services.get(str(request.get("id")))
+        if service is None:
+            raise MountError("it is not mounted any more")
+        lazy = request.get("lazy") is True
+        log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
+        report = service.report()
+        directory = service.place.directory
+        name = service.place.record.id
+        await service.unmount(lazy=lazy)
+        if not lazy and self._residents is not None:
+            while name in services or directory.exists():
+                await self._residents.changed()
+        return {"type": "stopped", "report": report.to_json()}
+
+    async def _status(self, _request: dict[str, object]) -> dict[str, object]:
+        residents, guards = self._residents, self._guards
+        services = residents.services if residents else {}
+        return {
+            "type": "status",
+            "daemon": {
+                "version": __version__,
+                "worker": os.getpid(),
+                "uptime_s": round(time.time() - self._began, 1),
+                "log": os.fspath(self._log_file),
+                "mounts": len(services),
+                "descriptors": len(os.listdir("/proc/self/fd")),
+                "descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                "memory": _memory(),
+                "events": guards.devices.stats.to_json() if guards else {},
+                "stores": {
+                    path: store.stats.to_json()
+                    for path, store in (residents.holdings.stores.items() if residents else ())
+                },
+            },
+            "mounts": [status_json(service.place.record, service.report()) for service in services.values()],
+        }
+
+    # Beginning and end
+
+    async def _follow_signals(self, nursery: trio.Nursery) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                log.info("asked to end signal=%s", signal.Signals(number).name)
+                if number == signal.SIGHUP:
+                    await self._hand_over()
+                if not self._stopping:
+                    self._stopping = True
+                    nursery.start_soon(self._end_when_empty, nursery.cancel_scope)
+                await self._unmount_all()
+
+    async def _end_when_empty(self, scope: trio.CancelScope) -> None:
+        """Serve on whoever still uses a mount: after us, nobody would keep holes from being read."""
+        if self._residents is not None:
+            await self._residents.until_empty()
+        scope.cancel()
+
+    async def _unmount_all(self) -> None:
+        for service in list(self._residents.services.values()) if self._residents else ():
+            try:
+                await service.unmount(lazy=True)
+            except (VeneerError, OSError) as error:
+                log.error("cannot unmount id=%s cause=%r", service.place.record.id, str(error))
+        if self._residents is not None and self._residents.count:
+            log.info("detached; %d mounts may be in use still", self._residents.count)
+
+    async def _hand_over(self) -> NoReturn:
+        """End for another worker to go on: everything stays mounted, and who waits gets bytes or waits on."""
+        self._stopping = True
+        if self._guards is not None:
+            with trio.move_on_after(DRAIN_S):
+                await self._guards.devices.drain()
+        log.info("handing over")
+        logging.shutdown()
+        os._exit(RESTART)
+
+    async def _until_idle(self, seconds: float) -> None:
+        while True:
+            if self._residents is not None:
+                await self._residents.until_empty()
+            with trio.move_on_after(seconds):
+                if self._residents is None:
+                    await trio.sleep_forever()
+                await self._residents.changed()
+                continue
+            return
+
+    async def _tell(self, message: dict[str, object]) -> None:
+        try:
+            await self._supervisor.send(json.dumps(message).encode())
+        except OSError as error:
+            log.warning("the supervisor does not hear us cause=%r", error.strerror)
+
+    async def _stay_alive(self) -> None:
+        while True:
+            await trio.sleep(ALIVE_S)
+            await self._tell({"type": "alive"})
+
+    async def _follow_supervisor(self) -> None:
+        """Start a supervisor when there is none any more: this process alone would be one kill from harm."""
+        arguments = self._arguments
+        while True:
+            try:
+                if await self._supervisor.recv(1):
+                    continue
+            except OSError as error:
+                log.warning("lost the supervisor cause=%r", error.strerror)
+            log.error("both supervisors have died; starting another one")
+            try:
+                fresh = await trio.to_thread.run_sync(
+                    start_adopting_supervisor,
+                    arguments.run_dir,
+                    arguments.group,
+                    arguments.listener,
+                    arguments.lock,
+                    arguments.idle_exit,
+                )
+            except OSError as error:
+                log.critical(
+                    "no supervisor: if this process is killed, reads may be wrong cause=%r", str(error)
+                )
+                await trio.sleep(ADOPT_RETRY_S)
+                continue
+            self._supervisor.close()
+            self._supervisor = trio.socket.from_stdlib_socket(fresh)
+            await self._tell({"type": "ready"})
+
+
+def _object(request: dict[str, object], name: str) -> dict[str, object]:
+    value = request.get(name)
+    if not isinstance(value, dict):
+        raise UsageError(f"the request has no {name}")
+    return value
+
+
+def _memory() -> int:
+    """Resident bytes of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> int:
+    """Serve until told to stop."""
+    arguments = Arguments.parse(sys.argv[1:])
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.chdir("/")
+    raise_descriptor_limit()
+    worker = Worker(arguments)
+    try:
+        trio.run(worker.run)
+    except VeneerError as error:
+        log.error("failed error=%s cause=%r", type(error).__name__, error.message)
+        message = error_to_json(error)
+    except BaseException as error:
+        log.exception("bug")
+        message = {"type": "error", "message": f"internal error: {error!r}"}
+    else:
+        return 0
+    with socket.socket(fileno=os.dup(arguments.supervisor)) as supervisor:
+        supervisor.send(json.dumps(message).encode())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

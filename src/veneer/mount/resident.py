@@ -1,0 +1,187 @@
+"""The backend erofs-fanotify as a mounter: devices held, EROFS over them, and what a restart finds of both.
+
+The mount outlives the process that made it. Another one takes it over by holding the same devices again;
+between the two, the kernel's questions wait in the group that their supervisor keeps open.
+
+Invariant: devices are let go only when the file system over them is gone, however long that takes.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from veneer.mount import kernel
+from veneer.mount.backends import Subject
+from veneer.mount.base import Choice
+from veneer.mount.erofs_fanotify import mount_guarded
+from veneer.mount.filetable import FileTable
+from veneer.mount.metadata import MetadataImage, metadata_image
+from veneer.mount.precontent import GuardedDevices, PreContentStats
+from veneer.mount.superblocks import Superblocks
+from veneer.mount.tail import tail_file
+from veneer.source.tasks import open_nursery
+from veneer.store.spanstore import AttachedDevice, SpanStore
+
+__all__ = ["Existing", "Guards", "ResidentMounter"]
+
+log = logging.getLogger(__name__)
+
+#: Returns when a file system is gone.
+_End = Callable[[], Awaitable[None]]
+
+#: The kernel's list of EROFS superblocks.
+_SUPERBLOCKS = Path("/sys/fs/erofs")
+#: How often a file system that is reachable from nowhere, and so cannot be watched, is looked for there.
+_POLL_S = 2.0
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+#: One mount at a time, so that what is new in the list is ours.
+_mounting = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guards:
+    """What all mounts of the daemon share.
+
+    Args:
+        devices: answers the kernel's questions.
+        superblocks: notices the end of file systems.
+        unguarded: mounts of an earlier daemon have had nobody to ask for a while.
+    """
+
+    devices: GuardedDevices
+    superblocks: Superblocks
+    unguarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """A mount that an earlier process made.
+
+    Args:
+        superblocks: how the kernel called it then; more than one when somebody else mounted at that moment.
+    """
+
+    superblocks: tuple[str, ...]
+
+
+class ResidentMounter:
+    """One image for the kernel to read by itself. See :class:`~veneer.mount.base.Mounter`.
+
+    Args:
+        guards: shared with all other mounts.
+        subject: the image; its store is the only one of its cache directory in this process.
+        files: its files by place.
+        cache_dir: for the metadata image.
+        choice: how it came to this backend.
+        existing: the mount is there already.
+    """
+
+    def __init__(
+        self,
+        guards: Guards,
+        subject: Subject[AttachedDevice],
+        store: SpanStore,
+        files: FileTable,
+        *,
+        cache_dir: Path,
+        choice: Choice,
+        existing: Existing | None = None,
+    ) -> None:
+        self.choice = choice
+        self.inodes = 0
+        self.stats: PreContentStats = guards.devices.stats
+        #: Names of the file system in the kernel's list, once it is mounted.
+        self.superblocks: tuple[str, ...] = existing.superblocks if existing else ()
+        #: Whether somebody may have read zeros for bytes that were not there; such a mount is to be given up.
+        self.tainted = False
+        self._guards = guards
+        self._subject = subject
+        self._store = store
+        self._files = files
+        self._cache_dir = cache_dir
+        self._existing = existing
+
+    @asynccontextmanager
+    async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
+        """See :class:`~veneer.mount.base.Mounter`. Leaving waits until the last user has left."""
+        subject = self._subject
+        attached: Sequence[AttachedDevice] = subject.attached
+        metadata = await trio.to_thread.run_sync(
+            metadata_image, subject.index, subject.identity, len(subject.devices), self._cache_dir
+        )
+        self.inodes = metadata.inodes
+        tail = None
+        if metadata.copies and self._existing is None:
+            tail = await tail_file(metadata, self._store, attached)
+        async with AsyncExitStack() as stack:
+            for device in attached:
+                await self._guards.devices.hold(self._store, device, self._files, subject.name)
+                stack.push_async_callback(self._guards.devices.release, device)
+            if self._existing is None:
+                end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
+            else:
+                end = await trio.to_thread.run_sync(self._find, target)
+                await self._mend(attached)
+            stack.push_async_callback(_shielded, end)
+            for device in attached:
+                self._guards.devices.opened(device)
+
+            async def follow() -> None:
+                await end()
+                gone()
+
+            async with open_nursery() as nursery:
+                nursery.start_soon(follow)
+                yield
+                nursery.cancel_scope.cancel()
+
+    def _mount(
+        self, metadata: MetadataImage, attached: Sequence[AttachedDevice], tail: Path | None, target: Path
+    ) -> _End:
+        with _mounting:
+            before = _superblocks()
+            end = mount_guarded(metadata, attached, tail, target, self._guards.superblocks)
+            self.superblocks = tuple(sorted(_superblocks() - before))
+        return end.wait
+
+    def _find(self, target: Path) -> _End:
+        if any(entry.ours for entry in kernel.mounts_at(target)):
+            return self._guards.superblocks.watch(target).wait
+        return partial(_vanished, self.superblocks)
+
+    async def _mend(self, attached: Sequence[AttachedDevice]) -> None:
+        """Forget what the kernel may have cached of holes while nobody kept it from reading them."""
+        if self._guards.unguarded and not all(device.complete for device in attached):
+            self.tainted = True
+            log.critical(
+                "image=%s had no guard for a while: who read from it may have seen zeros; giving the mount up",
+                self._subject.name,
+            )
+            await trio.to_thread.run_sync(_DROP_CACHES.write_text, "1")
+
+
+def _superblocks() -> set[str]:
+    try:
+        return set(os.listdir(_SUPERBLOCKS))
+    except FileNotFoundError:
+        return set()
+
+
+async def _vanished(names: Sequence[str]) -> None:
+    if not names:
+        await trio.sleep_forever()  # nobody can tell, so it is there
+    while _superblocks().intersection(names):
+        await trio.sleep(_POLL_S)  # noqa: ASYNC110 - sysfs tells nobody of changes
+
+
+async def _shielded(end: _End) -> None:
+    with trio.CancelScope(shield=True):
+        await end()
