@@ -82,8 +82,7 @@ class GuardedDevices:
                 self._nursery = nursery
                 task_status.started()
                 while True:
-                    await self._room()
-                    if events := fanotify.read_events(self._group, _BATCH):
+                    if events := fanotify.read_events(self._group, await self._room()):
                         for event in events:
                             self._take(event)
                         await trio.lowlevel.checkpoint()
@@ -169,6 +168,13 @@ class GuardedDevices:
             else:
                 self._consider(guarded)
 
+    async def drain(self) -> None:
+        """Wait until no reader waits here."""
+        while self.stats.pending:
+            if self._freed.is_set():
+                self._freed = trio.Event()
+            await self._freed.wait()
+
     def restored(self) -> None:
         """Tell that every device which was held before a restart is held again."""
         self._restoring = False
@@ -229,11 +235,13 @@ class GuardedDevices:
 
     # Events
 
-    async def _room(self) -> None:
-        """Wait until another event may be taken; the trial read of a device is not kept waiting."""
-        while self.stats.pending >= self._most and not self._probing:
-            self._freed = trio.Event()
+    async def _room(self) -> int:
+        """Wait until events may be taken, and say how many; the trial read of a device is not kept waiting."""
+        while (room := self._most - self.stats.pending) <= 0 and not self._probing:
+            if self._freed.is_set():
+                self._freed = trio.Event()
             await self._freed.wait()
+        return min(max(1, room), _BATCH)
 
     def _take(self, event: Event) -> None:
         stats = self.stats
