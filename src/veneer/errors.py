@@ -13,7 +13,7 @@ Every failure that veneer foresees is one of these classes; anything else that e
     │   └─ PolicyRejected      21
     ├─ UnsupportedFormat       22    well-formed, but nothing here can read it
     ├─ DecryptionError         23
-    ├─ CacheError              30    the local cache cannot be used (never: a full disk alone)
+    ├─ CacheError              30    the local cache cannot be used (a full disk: only where it is needed)
     ├─ MountError              40
     └─ SnapshotError           50
 
@@ -169,9 +169,19 @@ class DecryptionError(VeneerError):
 
 
 class CacheError(VeneerError):
-    """The local cache directory cannot be used at all."""
+    """The local cache directory cannot be used at all, or the disk is full and no reader can do without it.
+
+    Args:
+        message: what failed, on what and why.
+        hint: what the user can do about it, or None.
+        errno: what a reader of a mounted file sees, if that is not EIO.
+    """
 
     exit_code = 30
+
+    def __init__(self, message: str, *, hint: str | None = None, errno: int = errno.EIO) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
 
 
 class MountError(VeneerError):

@@ -62,7 +62,7 @@ async def evict(directory: Path, rng: random.Random, count: int) -> None:
             with cache.visit(path) as file:
                 for _ in range(count):
                     numbers = rng.sample(range(len(LENGTHS)), rng.choice((1, 5, 60)))
-                    freed += file.evict(numbers)
+                    freed += file.evict(numbers).freed
     cache.close()
     print(freed, flush=True)
 

@@ -75,7 +75,7 @@ def test_evicted_spans_are_gone_and_their_blocks_freed_while_neighbours_stay(
     file = opened(tmp_path, one)
     fill(file, one, *range(6))
     before = allocated(file)
-    assert file.evict([4, 2]) == 264 * KIB
+    assert file.evict([4, 2]) == (2, 264 * KIB)
     assert before - allocated(file) >= 256 * KIB
     assert file.read(0, LENGTHS[0] + LENGTHS[1] + 1) is None
     for number in (0, 1, 3, 5):
@@ -95,7 +95,7 @@ def test_without_hole_punching_a_device_is_evicted_whole(
     monkeypatch.setattr(devicefile, "punch", cannot)
     file = opened(tmp_path, one)
     fill(file, one, *range(6))
-    assert file.evict([1]) == len(one.plain)
+    assert file.evict([1]).freed == len(one.plain)
     assert allocated(file) == 0
     assert file.read_span(0) is None
     fill(file, one, 0)

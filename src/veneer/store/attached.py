@@ -9,7 +9,7 @@ The ``*_now`` methods do CPU work and local I/O and touch no state of the store:
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -93,6 +93,47 @@ class AttachedDevice:
         self._key = device.key.raw
         self._direct = file if form is Form.PLAIN else None
         self._remembers = False
+        self._detached = False
+
+    @property
+    def data_fd(self) -> int | None:
+        """The file with the plain bytes; None if the disk has none. The number stays until :meth:`detach`."""
+        return None if self._direct is None else self._direct.fd
+
+    @property
+    def all_present(self) -> bool:
+        """Whether every byte is on disk, be it trusted or not."""
+        return self._direct is not None and self._direct.map.present_bytes == self.size
+
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is on disk and trusted, and the whole was found to have its diffID."""
+        return self._direct is not None and not self._direct.abandoned and self._direct.map.complete
+
+    def holds(self, offset: int, length: int) -> bool:
+        """Whether the data file has the range, and may be read without us. Notes the use."""
+        return self._direct is not None and self._direct.holds(offset, length)
+
+    def missing(self, offset: int, length: int) -> list[int]:
+        """The spans of a range that the data file does not have, or that are not trusted."""
+        numbers = self.spans.covering(offset, length)
+        return [n for n in numbers if self._direct is None or self._direct.states[n] != PRESENT]
+
+    def remembered(self, numbers: Iterable[int]) -> dict[int, bytes]:
+        """Those of the spans that are in memory."""
+        if not self._remembers:
+            return {}
+        found = ((number, self._memory.get(self._key, number)) for number in numbers)
+        return {number: plain for number, plain in found if plain is not None}
+
+    def detach(self) -> DeviceFile | None:
+        """Have nothing more to do with the disk. Returns what to close as soon as no thread uses it."""
+        file, self.file, self._direct = self.file, None, None
+        self._detached, self._remembers = True, False
+        self._memory.forget(self._key)
+        if file is not None:
+            self._cache.release(file)
+        return file
 
     def peek(self, offset: int, length: int) -> bytes | None:
         """The bytes, if they can be had at once."""
@@ -117,16 +158,22 @@ class AttachedDevice:
 
     def remember(self, number: int, plain: bytes) -> None:
         """Keep plain bytes that the disk does not hold."""
+        if self._detached:
+            return
         self._remembers = True
         self._memory.put(self._key, number, plain)
 
     def is_local(self, number: int) -> bool:
-        """Whether a span that is not at hand may be found on the disk."""
-        return (self.file is not None and self.file.states[number] != EMPTY) or self._twin(number) is not None
+        """Whether a span that is not trusted on disk may be had without the source."""
+        return (
+            (self.file is not None and self.file.states[number] != EMPTY)
+            or (self._remembers and self._memory.get(self._key, number) is not None)
+            or self._twin(number) is not None
+        )
 
     def is_missing(self, number: int) -> bool:
         """Whether only the source can have the span."""
-        return not self.is_local(number) and not self.is_ready(number)
+        return not self.is_local(number)
 
     def is_ready(self, number: int) -> bool:
         """Whether reading the span ahead would be for nothing."""
@@ -157,16 +204,22 @@ class AttachedDevice:
             else:
                 digest = span.digest if span.codec == _RAW else hashlib.sha256(plain).digest()
                 fills.append(Fill(span.number, plain, digest))
-        if fills and self.file is not None and self._cache.put(self.file, fills):
+        file = self.file
+        if fills and file is not None and self._cache.put(file, fills):
             for outcome in outcomes:
                 outcome.kept = outcome.plain is not None and self.form is Form.PLAIN
         return outcomes
 
-    def find_now(self, numbers: Iterable[int]) -> Local:
-        """Look for spans on the disk. Those not in the answer have to be fetched."""
+    def find_now(self, numbers: Iterable[int], remembered: Mapping[int, bytes]) -> Local:
+        """Look for spans on the disk, and put those there that were remembered only.
+
+        Those not in the answer have to be fetched.
+        """
         local = Local()
         for number in numbers:
             plain = self._from_disk(number, local)
+            if plain is None and (plain := remembered.get(number)) is not None:
+                self._keep(number, plain, hashlib.sha256(plain).digest(), local)
             if plain is None:
                 plain = self._from_twin(number, local)
             if plain is not None:
@@ -207,24 +260,31 @@ class AttachedDevice:
         if self.form is Form.STORED or (twin := self._twin(number)) is None:
             return None
         other, there = twin
-        if other.file is None or (data := other.file.read_span(there)) is None:
+        # It may be detached any moment; its file is not closed before this thread is done.
+        file = other.file
+        if file is None or (data := file.read_span(there)) is None:
             return None
         # The other file may have been altered: what is copied is held to the record it was verified by.
         digest = hashlib.sha256(data).digest()
-        if digest != other.file.map.digest(there):
+        if digest != file.map.digest(there):
             return None
         local.copied += 1
-        if self.file is None or not self._cache.put(self.file, [Fill(number, data, digest)]):
-            local.unkept.add(number)
+        self._keep(number, data, digest, local)
         return data
+
+    def _keep(self, number: int, plain: bytes, digest: bytes, local: Local) -> None:
+        file = self.file if self.form is Form.PLAIN else None
+        if file is None or not self._cache.put(file, [Fill(number, plain, digest)]):
+            local.unkept.add(number)
 
     def _twin(self, number: int) -> "tuple[AttachedDevice, int] | None":
         for other, there in self.twins.get(number, ()):
+            file = other.file
             if (
                 (other is not self or there != number)
                 and other.form is self.form is Form.PLAIN
-                and other.file is not None
-                and other.file.states[there] == PRESENT
+                and file is not None
+                and file.states[there] == PRESENT
             ):
                 return other, there
         return None
@@ -252,6 +312,21 @@ class Twins:
             group = other.twins.setdefault(there, [(other, there)])
             group.append((attached, number))
             attached.twins[number] = group
+
+    def remove(self, attached: AttachedDevice) -> None:
+        """Forget a device; the others stay each other's twins."""
+        digests = attached.spans.digests
+        for number in range(len(attached.spans)):
+            digest = digests[32 * number : 32 * number + 32]
+            if group := attached.twins.get(number):
+                # In place: the group is one list for all of them.
+                group[:] = [member for member in group if member[0] is not attached]
+            if self._first.get(digest, (None, 0))[0] is attached:
+                if group:
+                    self._first[digest] = group[0]
+                else:
+                    del self._first[digest]
+        attached.twins = {}
 
 
 def _alike(one: Span, two: Span) -> bool:

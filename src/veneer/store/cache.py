@@ -4,8 +4,14 @@ Invariant: the bytes on disk never exceed the quota (a process that is writing w
 exceed it by what it has in hand: a few MiB). A disk that is full or broken costs the cache, not the reader:
 writing then fails softly, once with a warning, and is tried again after a pause.
 
+Devices that the kernel has mounted are the exception, because it reads them from the disk and nowhere else.
+When nothing can be evicted for them they exceed the quota, and a warning says so; when the disk is full their
+readers get the error, and they are written again as soon as there is room.
+
 Layout: ``devices/<key>/`` (:mod:`veneer.store.devicefile`), ``devices/.ledger`` (bytes in all),
 ``devices/.collect`` (lock of whoever evicts), ``devices/.trash-*`` (devices being deleted).
+
+Not here: which spans of a mounted device may go (:mod:`veneer.store.owned`).
 """
 
 import errno
@@ -20,12 +26,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from veneer.errors import CacheError
 from veneer.index.model import Device
-from veneer.store.devicefile import DeviceFile, Fill, Verified, is_at
+from veneer.store.devicefile import DeviceFile, Fill, Verified
 from veneer.store.ledger import Ledger
-from veneer.store.presence import Form, Layout, MapMismatch, present_bytes
+from veneer.store.owned import BeforePunch, IdleRule
+from veneer.store.pair import is_at
+from veneer.store.pin import is_pinned, is_pinned_for_good
+from veneer.store.presence import PRESENT, Form, Layout, MapMismatch, present_bytes
 from veneer.store.stats import StoreStats
 
 __all__ = ["DeviceCache"]
@@ -39,8 +49,21 @@ _PAUSE_S = 10.0
 _HEADROOM = 1 / 16
 #: On a full disk, this part of what the cache holds is given up.
 _FULL_DISK_SHARE = 1 / 8
+#: After an eviction that did not free what was wanted, the next one waits for this part of the time after which
+#: spans of mounted devices count as idle: looking at all spans again for every write would find the same.
+_FUTILE_SHARE = 1 / 12
 #: Spans evicted under one hold of a device's lock: about a millisecond.
 _EVICT_BATCH = 128
+
+
+class _Row(NamedTuple):
+    """A span that may be evicted; the least recently used sorts first."""
+
+    used: int
+    path: Path
+    number: int
+    length: int
+    later: bool
 
 
 class DeviceCache:
@@ -50,25 +73,35 @@ class DeviceCache:
         directory: where the devices are; made if needed.
         quota: bytes that all devices together may hold on disk.
         stats: where evictions and the like are counted.
+        rule: when a span of a mounted device is idle.
 
     Raises:
         CacheError: the directory cannot be used at all. A full disk alone does not raise.
     """
 
-    def __init__(self, directory: Path, quota: int, stats: StoreStats | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        quota: int,
+        stats: StoreStats | None = None,
+        *,
+        rule: IdleRule | None = None,
+    ) -> None:
         self.directory = directory / "devices"
         self.quota = quota
         self.stats = stats or StoreStats()
+        #: Why the disk did not take what was written last; None once it does.
+        self.refusal: OSError | None = None
+        self._rule = rule or IdleRule()
+        self._futile_until = 0
+        self._warned_of_quota = False
         self._open: dict[Path, DeviceFile] = {}
         self._mutex = threading.Lock()
         self._paused_until = 0.0
         self._warned = False
         self._ledger: Ledger | None = None
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._ledger = Ledger(self.directory / ".ledger")
-            self._ledger.reset(self.count())
-            (self.directory / ".collect").touch(mode=0o600)
+            self._set_up()
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise CacheError(
@@ -76,6 +109,20 @@ class DeviceCache:
                     hint="give another one with VENEER_CACHE_DIR, or mend its owner and permissions",
                 ) from error
             self._pause("the cache cannot be set up", error)
+
+    def _set_up(self) -> Ledger:
+        with self._mutex:
+            if self._ledger is None:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                ledger = Ledger(self.directory / ".ledger")
+                try:
+                    ledger.reset(self.count())
+                    (self.directory / ".collect").touch(mode=0o600)
+                except OSError:
+                    ledger.close()
+                    raise
+                self._ledger = ledger
+            return self._ledger
 
     def open(self, device: Device, form: Form) -> DeviceFile | None:
         """Open or make a device. None when the disk does not let us: it is then served from memory."""
@@ -97,33 +144,51 @@ class DeviceCache:
         """Whether so many bytes can be written without evicting first."""
         return self._ledger is not None and self._ledger.total + length <= self.quota
 
+    def release(self, file: DeviceFile) -> None:
+        """Forget a device, which the caller closes once no thread uses it any more."""
+        if self._open.get(file.directory) is file:
+            del self._open[file.directory]
+
+    def pin(self, file: DeviceFile, before_punch: BeforePunch, *, watchable: bool) -> None:
+        """Answer for what the kernel reads of a device: :meth:`DeviceFile.pin`."""
+        file.pin(before_punch, self._rule, watchable=watchable)
+
     def put(self, file: DeviceFile, fills: Sequence[Fill]) -> bool:
         """Write verified spans of a device; False when they are not on disk afterwards. May evict."""
         length = sum(len(fill.data) for fill in fills)
-        if (
-            self._ledger is None
-            or file.abandoned
-            or length > self.quota
-            or time.monotonic() < self._paused_until
-        ):
+        if file.abandoned or file.pinned_elsewhere:
+            return False
+        if not file.pinned and (length > self.quota or time.monotonic() < self._paused_until):
             return False
         for last in (False, True):
             try:
-                if not self._reserve(self._ledger, length):
+                ledger = self._ledger or self._set_up()
+                if not self._reserve(ledger, length, beyond=file.pinned):
                     return False
                 gained = 0
                 try:
                     gained = file.write(fills)
                 finally:
-                    self._ledger.release(length - gained)
+                    ledger.release(length - gained)
             except OSError as error:
+                self.refusal = error
                 if last or error.errno not in _NO_SPACE or not self._shrink(length):
                     self._pause("cannot write to the cache", error)
                     return False
             else:
                 self._warned = False
-                return not file.abandoned
+                self.refusal = None
+                return all(file.states[fill.number] == PRESENT for fill in fills)
         return False
+
+    def refused(self, what: str) -> CacheError:
+        """The error for bytes that have to be on disk, and are not."""
+        reason = self.refusal.strerror if self.refusal is not None else "the cache cannot be written"
+        return CacheError(
+            f"{what} cannot be kept on disk, which a mounted image needs: {reason}",
+            hint="make room on the disk of the cache; reading again works at once then",
+            errno=errno.ENOSPC,
+        )
 
     def verify(self, file: DeviceFile, numbers: Iterable[int]) -> Verified:
         """Hash spans on disk; damaged ones are dropped. Raises OSError."""
@@ -133,7 +198,7 @@ class DeviceCache:
 
     def evict(self, file: DeviceFile, numbers: Iterable[int]) -> None:
         """Take spans of a device off the disk. Raises OSError."""
-        self._release(file.evict(numbers))
+        self._release(file.evict(numbers).freed)
 
     def collect(self, target: int) -> int:
         """Evict least recently used spans until all devices hold at most ``target`` bytes. Returns bytes freed.
@@ -176,8 +241,8 @@ class DeviceCache:
             file.close()
 
     def remove(self, path: Path) -> bool:
-        """Delete a device that no process has open; False when one has."""
-        if path in self._open:
+        """Delete a device that no process has open, and the kernel does not read; False when one has."""
+        if path in self._open or is_pinned_for_good(path):
             return False
         try:
             lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -188,7 +253,7 @@ class DeviceCache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            if not is_at(lock, path / "lock"):
+            if not is_at(lock, path / "lock") or is_pinned(path):
                 # Somebody else removed it just now, and the name may be a new device's already.
                 return False
             freed = 0
@@ -216,20 +281,41 @@ class DeviceCache:
         if self._ledger is not None:
             self._ledger.release(length)
 
-    def _reserve(self, ledger: Ledger, length: int) -> bool:
+    def _reserve(self, ledger: Ledger, length: int, *, beyond: bool) -> bool:
         if ledger.reserve(length, self.quota):
+            self._warned_of_quota = False
             return True
-        self.collect(max(0, int(self.quota * (1 - _HEADROOM)) - length))
-        return ledger.reserve(length, self.quota)
+        if self._rule.clock() >= self._futile_until:
+            self.collect(max(0, int(self.quota * (1 - _HEADROOM)) - length))
+            if ledger.reserve(length, self.quota):
+                return True
+            self._note_futility()
+        if not beyond:
+            return False
+        ledger.add(length)
+        self.stats.over_quota += 1
+        if not self._warned_of_quota:
+            self._warned_of_quota = True
+            _log.warning(
+                "mounted images in use take more than the cache quota of %d bytes: it is exceeded", self.quota
+            )
+        return True
 
     def _shrink(self, length: int) -> bool:
         """Give up a share of the cache on a full disk; whether that freed anything."""
+        if self._rule.clock() < self._futile_until:
+            return False
         try:
             held = self.count()
-            return self.collect(held - max(2 * length, int(held * _FULL_DISK_SHARE))) > 0
+            if self.collect(held - max(2 * length, int(held * _FULL_DISK_SHARE))) > 0:
+                return True
         except OSError as error:
             _log.debug("nothing can be evicted: %s", error)
-            return False
+        self._note_futility()
+        return False
+
+    def _note_futility(self) -> None:
+        self._futile_until = self._rule.clock() + int(self._rule.min_idle_ns * _FUTILE_SHARE)
 
     def _pause(self, what: str, error: OSError) -> None:
         self._paused_until = time.monotonic() + _PAUSE_S
@@ -248,33 +334,41 @@ class DeviceCache:
             os.close(fd)
 
     def _evict_oldest(self, excess: int) -> int:
-        rows: list[tuple[int, int, int, int]] = []
-        paths = self.paths()
-        for which, path in enumerate(paths):
+        rows: list[_Row] = []
+        for path in self.paths():
             try:
                 with self.visit(path) as file:
-                    rows.extend((used, which, number, length) for number, used, length in file.held())
+                    later = file.unwatched
+                    rows.extend(
+                        _Row(used, path, number, length, later) for number, used, length in file.evictable()
+                    )
             except MapMismatch:
                 self.remove(path)
             except OSError as error:
                 _log.warning("cannot look into %s: %s", path, error)
         rows.sort()
-        victims: defaultdict[int, list[int]] = defaultdict(list)
-        planned = 0
-        for _, which, number, length in rows:
-            if planned >= excess:
-                break
-            victims[which].append(number)
-            planned += length
+        victims, rest = _split(rows, excess)
+        freed = self._evict_rows(victims)
+        if freed < excess:
+            # Complete devices that are mounted begin to be watched now, and are evicted from later. Until then
+            # others have to give way, if there are any.
+            victims, _ = _split([row for row in rest if not row.later], excess - freed)
+            freed += self._evict_rows(victims)
+        return freed
+
+    def _evict_rows(self, rows: Iterable["_Row"]) -> int:
+        numbers_of: defaultdict[Path, list[int]] = defaultdict(list)
+        for row in rows:
+            numbers_of[row.path].append(row.number)
         freed = 0
-        for which, numbers in victims.items():
-            with suppress(FileNotFoundError, MapMismatch), self.visit(paths[which]) as file:
+        for path, numbers in numbers_of.items():
+            with suppress(FileNotFoundError, MapMismatch), self.visit(path) as file:
                 for first in range(0, len(numbers), _EVICT_BATCH):
                     batch = numbers[first : first + _EVICT_BATCH]
-                    gone = file.evict(batch)
-                    self._release(gone)
-                    self.stats.evicted += len(batch)
-                    freed += gone
+                    evicted = file.evict(batch)
+                    self._release(evicted.freed)
+                    self.stats.evicted += evicted.spans
+                    freed += evicted.freed
         return freed
 
     def _remove_empty(self) -> None:
@@ -291,3 +385,13 @@ class DeviceCache:
         """Delete what a process that died left half deleted."""
         for path in self.directory.glob(".trash-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _split(rows: Sequence[_Row], excess: int) -> tuple[Sequence[_Row], Sequence[_Row]]:
+    """The first rows that hold ``excess`` bytes together, and the others."""
+    planned = 0
+    for i, row in enumerate(rows):
+        if planned >= excess:
+            return rows[:i], rows[i:]
+        planned += row.length
+    return rows, ()

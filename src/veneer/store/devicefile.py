@@ -3,11 +3,13 @@
     devices/<key>/data    the bytes, at their device (or blob) offsets
     devices/<key>/map     which of them are there (:mod:`veneer.store.presence`)
     devices/<key>/lock    held shared by every process that has the device open
+    devices/<key>/mounted the kernel reads ``data`` by itself (:mod:`veneer.store.pin`)
 
 Invariant: :meth:`DeviceFile.read` returns bytes that were verified when they were written, or None. It never
 waits for another process: readers take no lock. Changes are made under the map's lock, which is held for
 local I/O only. A file that turns out unreadable is abandoned for the rest of this process; whoever reads gets
-None and fetches.
+None and fetches. A device that is mounted is changed by the owner of the mount alone, and by the rules of
+:mod:`veneer.store.owned`; all others' changes are not done, which costs them the cache and nothing else.
 
 Not here: what to write, what to evict, accounting (:mod:`veneer.store.cache`).
 """
@@ -21,15 +23,19 @@ import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Layout, MapMismatch, PresenceMap
+from veneer.errors import CacheError
+from veneer.oci.digest import Hasher
+from veneer.store.owned import BeforePunch, IdleRule, Owned
+from veneer.store.pair import checked, is_at, open_pair
+from veneer.store.pin import is_pinned, is_pinned_for_good
+from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Layout, PresenceMap
 from veneer.store.punch import CANNOT_PUNCH, punch
 
-__all__ = ["DeviceFile", "Fill", "Verified", "is_at", "is_in_use"]
+__all__ = ["DeviceFile", "Fill", "Verified"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +45,8 @@ _READ_TRIES = 3
 _OPEN_TRIES = 16
 #: Hits between two notes of the last uses in the map: keeps LRU honest between processes for 1 us a hit.
 _HITS_A_FLUSH = 4096
+#: Bytes of one read that is only hashed.
+_HASH_STEP = 1 << 20
 #: Buffers in one pwritev(2); the kernel's limit is 1024.
 _MAX_VECTORS = 512
 #: Holes are extended to this, where the neighbours are holes too: file systems free whole blocks.
@@ -51,6 +59,13 @@ class Fill(NamedTuple):
     number: int
     data: bytes | memoryview
     digest: bytes
+
+
+class Evicted(NamedTuple):
+    """What :meth:`DeviceFile.evict` took away: so many spans, so many bytes."""
+
+    spans: int
+    freed: int
 
 
 @dataclass(slots=True)
@@ -79,19 +94,22 @@ class DeviceFile:
         self._touched = array("Q", bytes(8 * presence.count))
         self._hits = 0
         self._abandoned = False
+        self._owned: Owned | None = None
 
     @classmethod
     def open(cls, directory: Path, layout: Layout) -> Self:
         """Open a device for use, making it anew when there is none that matches. Raises OSError."""
         for _ in range(_OPEN_TRIES):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Before we hold the lock: nobody could tell afterwards whether the device is in use by a mount.
+            is_pinned_for_good(directory)
             try:
                 live = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue
             try:
                 fcntl.flock(live, fcntl.LOCK_SH)
-                if is_at(live, directory / "lock") and (opened := _open_pair(directory, layout)):
+                if is_at(live, directory / "lock") and (opened := open_pair(directory, layout)):
                     return cls(directory, *opened, live)
             except BaseException:
                 os.close(live)
@@ -102,12 +120,13 @@ class DeviceFile:
     @classmethod
     def visit(cls, directory: Path) -> Self:
         """Open a device that exists, for maintenance. Raises OSError or MapMismatch."""
+        is_pinned_for_good(directory)
         data = os.open(directory / "data", os.O_RDWR | os.O_CLOEXEC)
         try:
             fd = os.open(directory / "map", os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-                presence = _checked(fd, data, None)
+                presence = checked(fd, data, None)
                 fcntl.flock(fd, fcntl.LOCK_UN)
             except BaseException:
                 os.close(fd)
@@ -119,14 +138,24 @@ class DeviceFile:
 
     def read(self, offset: int, length: int) -> bytes | None:
         """Bytes of a device in plain form, or None unless every span of the range is present and trusted."""
+        first, past = self._spans_of(offset, length)
+        return self._pread(first, past, offset, length, PRESENT) if length else b""
+
+    def holds(self, offset: int, length: int) -> bool:
+        """Whether every span of the range is present and trusted: the kernel may read it. Notes the use."""
+        first, past = self._spans_of(offset, length)
+        # Noted first: see :mod:`veneer.store.owned`.
+        self._touch(first, past)
+        return bytes(self.states[first:past]).count(PRESENT) == past - first
+
+    def _spans_of(self, offset: int, length: int) -> tuple[int, int]:
         starts, end = self._starts, offset + length
         if offset < 0 or length < 0 or end > self._size:
             raise ValueError(f"range {offset}+{length} outside the device of {self._size} bytes")
         if not length:
-            return b""
+            return 0, 0
         first = bisect_right(starts, offset) - 1
-        past = first + 1 if starts[first + 1] >= end else bisect_right(starts, end - 1)
-        return self._pread(first, past, offset, length, PRESENT)
+        return first, first + 1 if starts[first + 1] >= end else bisect_right(starts, end - 1)
 
     def read_span(self, number: int, trusted: int = PRESENT) -> bytes | None:
         """The whole of one span as the data file has it, if its state is ``trusted``."""
@@ -157,16 +186,19 @@ class DeviceFile:
     def write(self, fills: Sequence[Fill]) -> int:
         """Store verified spans, in ascending order. Returns the bytes gained; raises OSError.
 
-        Spans that are present already are left alone.
+        Spans that are present already are left alone, and so is a device that another process has mounted.
         """
         gained = 0
         with self.map.locked():
-            if self._abandoned:
+            if self._abandoned or self.pinned_elsewhere:
                 return 0
             wanted = [fill for fill in fills if self.states[fill.number] != PRESENT]
             for run in self._runs(wanted):
                 first = run[0].number
                 self._write_run(run, self.map.offsets[first])
+                if self._owned is not None:
+                    # Whoever waits for the span is about to tell the kernel.
+                    self._owned.note(first, first + len(run))
                 gained += self.map.mark(first, [fill.digest for fill in run], time.time_ns())
         return gained
 
@@ -175,10 +207,61 @@ class DeviceFile:
         """Whether the data file turned out unreadable; nothing is read from or written to it any more."""
         return self._abandoned
 
-    def evict(self, numbers: Iterable[int]) -> int:
-        """Take spans away, also from other processes' readers. Returns the bytes freed; raises OSError."""
+    @property
+    def fd(self) -> int:
+        """The data file. Its number stays the same until the device is closed."""
+        return self._fd
+
+    @property
+    def pinned(self) -> bool:
+        """Whether this object has the device pinned."""
+        return self._owned is not None
+
+    @property
+    def pinned_elsewhere(self) -> bool:
+        """Whether the kernel reads the device and somebody else answers for that. Costs one stat(2)."""
+        return self._owned is None and is_pinned(self.directory)
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether the kernel may read the device without asking: eviction has to begin by watching it."""
+        return self._owned is not None and self._owned.unwatched
+
+    @property
+    def to_be_watched(self) -> bool:
+        """Whether the kernel has to go on asking, because eviction has begun to watch what it reads."""
+        return self._owned is not None and self._owned.watching
+
+    def pin(self, before_punch: BeforePunch, rule: IdleRule, *, watchable: bool) -> None:
+        """Answer from now on for what the kernel reads. Raises CacheError or OSError."""
+        if self._owned is not None:
+            raise ValueError(f"the device {self.directory.name} is pinned already")
         with self.map.locked():
-            return self._drop(sorted(numbers))
+            if self._abandoned or not is_at(self._fd, self.directory / "data"):
+                raise CacheError(f"{self.directory / 'data'} cannot be mounted: it is out of use, see the log")
+            self._owned = Owned(self.directory, self.map, before_punch, watchable=watchable, rule=rule)
+
+    def unpin(self) -> None:
+        """The kernel does not read the device any more."""
+        with self.map.locked():
+            if self._owned is not None:
+                self._owned.pin.release()
+                self._owned = None
+
+    def evict(self, numbers: Iterable[int]) -> Evicted:
+        """Take spans away, also from other processes' readers. Raises OSError.
+
+        A device that another process has mounted is left alone; of one that we have, what was idle for long.
+        """
+        with self.map.locked():
+            if self._owned is not None:
+                gone, freed = self._owned.take(sorted(numbers))
+                self._punch(gone)
+                return Evicted(len(gone), freed)
+            if self.pinned_elsewhere:
+                return Evicted(0, 0)
+            gone = [number for number in sorted(numbers) if self.states[number]]
+            return Evicted(len(gone), self._drop(gone))
 
     def verify(self, numbers: Iterable[int]) -> Verified:
         """Hash spans on disk; what is right becomes trusted, what is not is dropped. Raises OSError."""
@@ -188,9 +271,9 @@ class DeviceFile:
             if state := self.states[number]:
                 (right if self._is_right(number, state) else dubious).append(number)
         with self.map.locked():
-            for number in right:
-                if self.states[number] == SUSPECT:
-                    self.map.mark(number, [self.map.digest(number)], self.map.uses[number])
+            if self.pinned_elsewhere:
+                return Verified(len(right), [], 0)
+            self._trust(right)
             # Asked again under the lock: a span may just have been evicted, or written, meanwhile.
             dropped = [
                 number
@@ -199,6 +282,43 @@ class DeviceFile:
             ]
             freed = self._drop(dropped) if dropped else 0
         return Verified(len(right), dropped, freed)
+
+    def hash_range(self, hasher: Hasher, offset: int, length: int) -> bool:
+        """Feed bytes of the data file to ``hasher``, trusted or not; False if they cannot be read."""
+        end = offset + length
+        while offset < end:
+            try:
+                data = os.pread(self._fd, min(_HASH_STEP, end - offset), offset)
+            except OSError as error:
+                self._abandon(f"cannot be read: {error.strerror}")
+                return False
+            if not data:
+                self._abandon("is shorter than its map says")
+                return False
+            hasher.update(data)
+            offset += len(data)
+        return True
+
+    def confirm(self, generation: int, states: bytes) -> bool:
+        """Trust all of the device, hashed since it was as given; False if it has changed meanwhile."""
+        with self.map.locked():
+            if self._abandoned or self.map.generation[0] != generation or bytes(self.states) != states:
+                return False
+            self._trust(number for number, state in enumerate(states) if state == SUSPECT)
+            if self._owned is not None:
+                self._owned.complete()
+            return self.map.mark_complete(generation)
+
+    def _trust(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if self.states[number] == SUSPECT:
+                self.map.mark(number, [self.map.digest(number)], self.map.uses[number])
+
+    def evictable(self) -> Iterator[tuple[int, int, int]]:
+        """What :meth:`held` gives of the spans that may be evicted now."""
+        if not self.pinned_elsewhere:
+            owned = self._owned
+            yield from (row for row in self.held() if owned is None or owned.is_idle(row[0]))
 
     def held(self) -> Iterator[tuple[int, int, int]]:
         """Number, last use (ns) and length of every span on disk."""
@@ -223,11 +343,17 @@ class DeviceFile:
         os.close(self._fd)
         if self._live_fd is not None:
             os.close(self._live_fd)
+        if self._owned is not None:
+            self._owned.pin.close()
 
     def _touch(self, first: int, past: int) -> None:
         now = time.time_ns()
-        for number in range(first, past):
-            self._touched[number] = now
+        if past - first == 1:
+            self._touched[first] = now
+        else:
+            self._touched[first:past] = array("Q", [now]) * (past - first)
+        if self._owned is not None:
+            self._owned.note(first, past)
         self._hits += 1
         if self._hits % _HITS_A_FLUSH == 0:
             try:
@@ -275,14 +401,21 @@ class DeviceFile:
 
     def _drop(self, numbers: Sequence[int]) -> int:
         freed = self.map.clear(numbers)
+        # What is damaged in a mounted device is fetched again in its place.
+        if self._owned is not None or self._punch(numbers):
+            return freed
+        return freed + self._drop_everything()
+
+    def _punch(self, numbers: Sequence[int]) -> bool:
+        """Punch spans that are not on disk any more. False if this cannot be done here."""
         first: int | None = None
         for i, number in enumerate(numbers):
             first = number if first is None else first
             if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
                 if not self._punch_run(first, number):
-                    return freed + self._drop_everything()
+                    return False
                 first = None
-        return freed
+        return True
 
     def _drop_everything(self) -> int:
         """Where holes cannot be punched, space is freed by the device."""
@@ -312,86 +445,3 @@ class DeviceFile:
                 return False
             _log.warning("cannot free space in %s: %s", self.directory / "data", error.strerror)
         return True
-
-
-def is_in_use(directory: Path) -> bool:
-    """Whether some process has the device open."""
-    try:
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
-def is_at(fd: int, path: Path) -> bool:
-    """Whether ``path`` still names the open file ``fd``."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _checked(map_fd: int, data_fd: int, layout: Layout | None) -> PresenceMap:
-    """The map of ``map_fd``, whose lock the caller holds. Raises MapMismatch and leaves both files open."""
-    presence = PresenceMap(map_fd)
-    try:
-        presence.check(os.fstat(data_fd), layout)
-        presence.begin_boot()
-    except BaseException:
-        presence.release()
-        raise
-    return presence
-
-
-def _open_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int] | None:
-    """Open map and data file, or make new ones. None: somebody else replaced them meanwhile, try again."""
-    old = os.open(directory / "map", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    kept = False
-    try:
-        fcntl.flock(old, fcntl.LOCK_EX)
-        if not is_at(old, directory / "map"):
-            return None
-        if os.fstat(old).st_size:
-            try:
-                data = os.open(directory / "data", os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    presence = _checked(old, data, layout)
-                except BaseException:
-                    os.close(data)
-                    raise
-                fcntl.flock(old, fcntl.LOCK_UN)
-                kept = True
-                return presence, data
-            except (MapMismatch, FileNotFoundError) as error:
-                _log.warning("discarding the cached device %s: %s", directory.name, error)
-        return _create_pair(directory, layout)
-    finally:
-        if not kept:
-            os.close(old)
-
-
-def _create_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int]:
-    """Replace map and data file by empty ones. The caller holds the lock of the map that was there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with ExitStack() as undo:
-        data = os.open(directory / "data.new", flags, 0o600)
-        undo.callback((directory / "data.new").unlink, missing_ok=True)
-        undo.callback(os.close, data)
-        os.ftruncate(data, layout.size)
-        fd = os.open(directory / "map.new", flags, 0o600)
-        undo.callback((directory / "map.new").unlink, missing_ok=True)
-        undo.callback(os.close, fd)
-        PresenceMap.write_new(fd, layout, os.fstat(data))
-        presence = _checked(fd, data, layout)
-        undo.callback(presence.release)
-        # Dying between the two leaves a map that speaks of another data file: discarded when opened next.
-        (directory / "data.new").rename(directory / "data")
-        (directory / "map.new").rename(directory / "map")
-        undo.pop_all()
-    return presence, data

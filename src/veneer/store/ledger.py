@@ -42,6 +42,11 @@ class Ledger:
             self._write(total)
             return True
 
+    def add(self, length: int) -> None:
+        """Add ``length`` bytes, whatever the quota."""
+        with self._locked():
+            self._write(self.total + length)
+
     def release(self, length: int) -> None:
         """Take off bytes that were freed, or reserved and not used."""
         if length:

@@ -18,7 +18,8 @@ from pathlib import Path
 from veneer.errors import CacheError
 from veneer.events import Notice, Progress, Reporter, silent
 from veneer.store.cache import DeviceCache
-from veneer.store.devicefile import DeviceFile, is_in_use
+from veneer.store.devicefile import DeviceFile
+from veneer.store.pin import is_in_use
 from veneer.store.presence import MapMismatch
 
 __all__ = ["Checked", "Cleared", "DeviceInfo", "Usage", "check", "clear", "collect", "list_devices", "usage"]

@@ -23,6 +23,11 @@ class MemoryCache:
             self._spans.move_to_end((key, number))
         return data
 
+    def forget(self, key: bytes) -> None:
+        """Drop all spans of a device."""
+        for name in [name for name in self._spans if name[0] == key]:
+            self._size -= len(self._spans.pop(name))
+
     def put(self, key: bytes, number: int, data: bytes) -> None:
         """Keep a span, unless it alone is more than the limit."""
         if len(data) > self._limit:

@@ -4,7 +4,7 @@ A map is one small file beside the data file it speaks of. It is *read* through 
 every process sees at once what another one stored or evicted, and *written* with pwrite(2): a full disk or a
 read-only file system is then an :class:`OSError`, not a SIGBUS.
 
-    header   512 bytes: what the map belongs to; generation; bytes present
+    header   512 bytes: what the map belongs to; generation; bytes present; when it was proven complete
     layout   16 bytes a span: offset and length in the data file (never changes, its SHA-256 is in the header)
     uses      8 bytes a span: last use, nanoseconds since the epoch
     records  40 bytes a span: SHA-256 of the bytes in the data file as they were verified, state, CRC-32
@@ -16,6 +16,10 @@ The generation makes lock-free readers safe. Whoever takes spans away increments
 increments it again, and only then punches the data. A reader that sees the same generation before it looked at
 the state and after it read the data has read bytes that were there all the time: had the punch happened
 in between, it would have seen the second increment or, before that, a cleared record.
+
+A device that is complete and was hashed as a whole is noted as such: with the generation of that moment, plus
+one. So the note is worth nothing as soon as any span was taken away since, whoever did it, and a map from
+before there were such notes has zeros there, which no generation matches.
 
 Not here: the data file (:mod:`veneer.store.devicefile`), and any decision what to keep.
 """
@@ -58,6 +62,7 @@ _IDENTITY = struct.Struct("=8sII32s32sQQQQ144s")
 _BOOT = 320
 _GENERATION = 336
 _PRESENT_BYTES = 344
+_COMPLETE = 352
 _HEADER_SIZE = 512
 _RECORD_BODY = struct.Struct("=32sB3x")
 _RECORD_CRC = struct.Struct("=I")
@@ -246,6 +251,16 @@ class PresenceMap:
         """Bytes of all spans that are on disk, suspects included."""
         return self._header[_PRESENT_BYTES // 8]
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of the device is on disk, trusted, and was found to have its diffID."""
+        return self._header[_COMPLETE // 8] == self.generation[0] + 1
+
+    def all_trusted(self, first: int = 0, past: int | None = None) -> bool:
+        """Whether each of these spans (all, unless told) is on disk and trusted."""
+        states = bytes(self.states[first:past])
+        return states.count(PRESENT) == len(states)
+
     def digest(self, number: int) -> bytes:
         """What the bytes of a span on disk must hash to."""
         at = self._records_at + number * _RECORD_SIZE
@@ -268,10 +283,13 @@ class PresenceMap:
     def begin_boot(self) -> None:
         """Bring a checked map up to date: after a boot present spans become suspect; recount the bytes."""
         if self.stale:
+            self.clear_complete()
             for number in self.on_disk():
                 self._write_records(number, [self.digest(number)], SUSPECT)
             # Last: a map whose header names this boot has no span left that is trusted from before it.
             _pwrite_all(self.fd, boot_id(), _BOOT)
+        if self.complete and not self.all_trusted():
+            self.clear_complete()
         total = sum(compress(self.lengths, self.states.tobytes()))
         if total != self.present_bytes:
             self._set_present_bytes(total)
@@ -293,6 +311,7 @@ class PresenceMap:
     def clear(self, numbers: Iterable[int]) -> int:
         """Take spans away; their data may be punched once this returns. Returns the bytes lost."""
         lost = 0
+        self.clear_complete()
         self._bump()
         for number in numbers:
             if self.states[number] != EMPTY:
@@ -301,6 +320,18 @@ class PresenceMap:
         self._bump()
         self._set_present_bytes(max(0, self.present_bytes - lost))
         return lost
+
+    def mark_complete(self, generation: int) -> bool:
+        """Note that the device was found to be whole; False if a span went or changed since ``generation``."""
+        if self.generation[0] != generation or not self.all_trusted():
+            return False
+        _pwrite_all(self.fd, struct.pack("=Q", generation + 1), _COMPLETE)
+        return True
+
+    def clear_complete(self) -> None:
+        """Take that note back."""
+        if self._header[_COMPLETE // 8]:
+            _pwrite_all(self.fd, bytes(8), _COMPLETE)
 
     def write_uses(self, touched: "array[int]") -> None:
         """Merge last uses (0 = not used) into the map."""

@@ -7,26 +7,27 @@ A fetch belongs to the store: a cancelled reader cancels nobody else. All method
 loop that the store was opened in. Hashing, decoding and writing of more than a little is done in threads.
 """
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import ParamSpec, TypeVar
 
 import trio
 
 from veneer.codec import check_and_decode
-from veneer.errors import IntegrityError, Unavailable, VeneerError
+from veneer.errors import CacheError, Unavailable, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.settings import Settings
 from veneer.source.base import BlobSource
+from veneer.store.answers import Answers
 from veneer.store.attached import AttachedDevice, Decode, Twins
 from veneer.store.cache import DeviceCache
-from veneer.store.fetch import FetchQueue, Priority, SpanJob, hops
+from veneer.store.fetch import FetchQueue, Priority, SpanJob
 from veneer.store.link import LinkEstimate
 from veneer.store.memory import MemoryCache
+from veneer.store.owned import BeforePunch
 from veneer.store.presence import Form
+from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
 
 __all__ = ["AttachedDevice", "Form", "OnAccess", "Priority", "SpanStore", "open_store"]
@@ -34,21 +35,16 @@ __all__ = ["AttachedDevice", "Form", "OnAccess", "Priority", "SpanStore", "open_
 #: Called for every answered read: device key (hex), offset, length, seconds that the reader waited.
 OnAccess = Callable[[str, int, int, float], None]
 
-#: Plain bytes that are worked on in the event loop: a thread hop costs as much as hashing so much.
-_INLINE = 64 << 10
-#: Plain bytes of one hop: enough to make the hop cheap, few enough that the first span is not kept waiting.
-_HOP = 1 << 20
 #: Plain bytes kept in memory of what the disk does not hold.
 _MEMORY = 64 << 20
 #: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
 _GRACE_S = 0.25
 #: Longest stretch that one read makes us read ahead.
 _MOST_WINDOW = 32 << 20
+#: A span can be lost between its arrival and our looking, to whoever may evict; not again and again.
+_FILL_TRIES = 2
 #: Completion reads and hashes so much at a time, and asks for so much ahead.
 _COMPLETION_STEP, _COMPLETION_WINDOW = 4 << 20, 16 << 20
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class SpanStore:
@@ -75,7 +71,7 @@ class SpanStore:
         self._nursery = nursery
         self._deadline_s = read_deadline_s
         self._memory = MemoryCache(_MEMORY)
-        self._limiter = trio.CapacityLimiter(os.cpu_count() or 1)
+        self._answers = Answers(self.stats)
         self._attached: dict[bytes, AttachedDevice] = {}
         self._links: dict[str, LinkEstimate] = {}
         self._twins = Twins()
@@ -116,7 +112,7 @@ class SpanStore:
             link=link,
             stats=self.stats,
             deadline_s=self._deadline_s,
-            settle=partial(self._settle, attached),
+            settle=partial(self._answers.settle, attached),
             adopt=attached.is_missing,
         )
         self._attached[device.key.raw] = attached
@@ -174,6 +170,104 @@ class SpanStore:
             self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
         return data
 
+    def holds(self, attached: AttachedDevice, offset: int, length: int) -> bool:
+        """Whether the range is in the data file, trusted, so that the kernel may read it. Notes the use.
+
+        For a device that this store has pinned, the range then stays there for as long as a read can take.
+        """
+        held = attached.holds(offset, length)
+        if held:
+            stats = self.stats
+            stats.reads += 1
+            stats.hits += 1
+            stats.bytes_read += length
+            if self.on_access is not None:
+                self.on_access(attached.device.key.hex, offset, length, 0.0)
+        return held
+
+    async def fill(
+        self,
+        attached: AttachedDevice,
+        offset: int,
+        length: int,
+        *,
+        window: tuple[int, int] | None = None,
+        priority: Priority = Priority.DEMAND,
+    ) -> None:
+        """Like :meth:`read`, but the bytes end up in the data file, so that the range :meth:`holds`.
+
+        Raises:
+            CacheError: the disk did not take the bytes; its ``errno`` is ENOSPC. The next call tries again.
+            VeneerError: as for :meth:`read`.
+        """
+        stats, started = self.stats, trio.current_time()
+        stats.reads += 1
+        stats.misses += 1
+        try:
+            await self._fill(attached, offset, length, window, priority)
+        except VeneerError:
+            stats.errors += 1
+            raise
+        stats.bytes_read += length
+        if self.on_access is not None:
+            self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
+
+    async def prove(self, attached: AttachedDevice) -> bool:
+        """Whether the disk has all of a device, and it is what its diffID promises. Then it is ``complete``.
+
+        Whoever stops asking for permission because of that has to look at ``attached.complete`` once more
+        *afterwards*, and to start again if it is not any more: eviction may have begun meanwhile.
+
+        Raises:
+            IntegrityError: every span is what it should be, but the whole is not. All of it is dropped, unless
+                it is pinned.
+        """
+        return await prove(attached, self._cache, self._answers.threads)
+
+    def pin(self, attached: AttachedDevice, before_punch: BeforePunch, *, watchable: bool = False) -> None:
+        """Answer for what the kernel reads of the device's file: nobody else changes it from now on.
+
+        Args:
+            attached: which device.
+            before_punch: is called, maybe from a thread, before anything is punched out of the file. It makes
+                sure that the kernel asks before every later read, or raises OSError: nothing is punched then.
+            watchable: whether ``before_punch`` can do that even if the device is ``complete`` now. Only files
+                that were marked when they were opened ever raise events; so: whether it is marked while it is
+                mounted, be it for that moment. If not, nothing is evicted from it as long as it is pinned.
+
+        Raises:
+            CacheError: the disk does not have the device in plain form, or another process has pinned it.
+        """
+        file = attached.file
+        if attached.data_fd is None or file is None:
+            raise CacheError(
+                f"{attached.source.name} cannot be mounted: the cache has no file for its plain bytes"
+            )
+        try:
+            self._cache.pin(file, before_punch, watchable=watchable)
+        except OSError as error:
+            raise CacheError(f"{attached.source.name} cannot be mounted: {error}") from error
+
+    def unpin(self, attached: AttachedDevice) -> None:
+        """The kernel has given up the file: the superblock is gone."""
+        if attached.file is not None:
+            attached.file.unpin()
+
+    def detach(self, attached: AttachedDevice) -> None:
+        """Close a device that nothing uses any more, and forget it, its memory and its queued fetches."""
+        if attached.file is not None and attached.file.pinned:
+            raise ValueError(f"the device {attached.device.key} is pinned")
+        if self._attached.get(attached.device.key.raw) is not attached:
+            return
+        del self._attached[attached.device.key.raw]
+        if attached in self._unindexed:
+            self._unindexed.remove(attached)
+        self._twins.remove(attached)
+        for job in list(attached.queue.jobs.values()):
+            attached.queue.abandon(job)
+        if (file := attached.detach()) is not None:
+            self._answers.threads.retire(file)
+
     def prefetch(
         self,
         attached: AttachedDevice,
@@ -207,14 +301,34 @@ class SpanStore:
             end = starts[attached.spans.covering(end - 1, 1)[0] + 1]
             window = (offset, offset + _COMPLETION_WINDOW)
             data = await self.read(attached, offset, end - offset, window=window, priority=Priority.COMPLETION)
-            await trio.to_thread.run_sync(hasher.update, data, limiter=self._limiter)
+            await trio.to_thread.run_sync(hasher.update, data, limiter=self._answers.threads.limiter)
             offset = end
             report(Progress("fetch", item, offset, size))
         device.diff_id.check_hash(hasher, f"contents of layer {device.blob.digest}")
 
     def close(self) -> None:
         """Close the devices; called when no task uses the store any more."""
+        self._answers.threads.close()
         self._cache.close()
+
+    async def _fill(
+        self,
+        attached: AttachedDevice,
+        offset: int,
+        length: int,
+        window: tuple[int, int] | None,
+        priority: Priority,
+    ) -> None:
+        for _ in range(_FILL_TRIES):
+            jobs = self._start(attached, attached.missing(offset, length), priority)
+            if window is not None:
+                self.prefetch(attached, *window, priority=max(priority, Priority.READAHEAD))
+            await self._wait(attached, jobs, offset, length)
+            if error := next((job.error for job in jobs if job.error is not None), None):
+                raise error
+            if attached.holds(offset, length):
+                return
+        raise self._cache.refused(f"{attached.source.name}: bytes {offset}+{length} of the device")
 
     async def _gather(
         self,
@@ -286,69 +400,14 @@ class SpanStore:
                     queue.submit(job)
             jobs.append(job)
         if local:
-            self._nursery.start_soon(self._find, attached, local)
+            self._nursery.start_soon(self._answers.find, attached, local)
         return jobs
 
     async def _index_twins(self, devices: Sequence[AttachedDevice]) -> None:
         for attached in devices:
-            self._twins.add(attached)
+            if self._attached.get(attached.device.key.raw) is attached:
+                self._twins.add(attached)
             await trio.lowlevel.checkpoint()
-
-    async def _find(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> None:
-        """Answer jobs from the disk; those that cannot be are queued for the source."""
-        stats = self.stats
-        for hop, size in hops(jobs, attached.spans, _HOP):
-            found = await self._work(attached, size, attached.find_now, [job.number for job in hop])
-            stats.spans_decoded += found.decoded
-            stats.copied += found.copied
-            stats.reverified += found.reverified
-            stats.dropped += found.dropped
-            stats.verify_failures += found.dropped
-            for job in hop:
-                if (plain := found.plain.get(job.number)) is None:
-                    attached.queue.submit(job)
-                else:
-                    self._deliver(attached, job, plain, kept=job.number not in found.unkept)
-
-    async def _settle(
-        self, attached: AttachedDevice, jobs: Sequence[SpanJob], offset: int, data: bytes
-    ) -> None:
-        """Verify, decode and keep what a request brought, and answer its jobs, those with waiters first."""
-        stats, queue = self.stats, attached.queue
-        urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
-        for hop, size in hops(urgent, attached.spans, _HOP):
-            spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
-            outcomes = await self._work(attached, size, attached.decode_now, spans, offset, data)
-            of_number = {job.number: job for job in hop}
-            for outcome in outcomes:
-                job = of_number[outcome.number]
-                stats.spans_decoded += 1
-                if outcome.plain is not None:
-                    stats.spans_fetched += 1
-                    self._deliver(attached, job, outcome.plain, kept=outcome.kept)
-                elif isinstance(outcome.error, IntegrityError):
-                    queue.reject(job, outcome.error)
-                else:
-                    queue.finish(job, None, outcome.error)
-
-    def _deliver(self, attached: AttachedDevice, job: SpanJob, plain: bytes, *, kept: bool) -> None:
-        if not kept:
-            attached.remember(job.number, plain)
-            self.stats.uncached += attached.form is Form.PLAIN
-        attached.queue.finish(job, plain)
-
-    async def _work(
-        self,
-        attached: AttachedDevice,
-        size: int,
-        function: Callable[P, T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        if size <= _INLINE and attached.has_room(size):
-            return function(*args, **kwargs)
-        call = partial(function, *args, **kwargs)
-        return await trio.to_thread.run_sync(call, limiter=self._limiter)
 
 
 class open_store:  # noqa: N801 - reads and is used like a function: async with open_store(...) as store

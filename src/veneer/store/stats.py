@@ -7,7 +7,7 @@ __all__ = ["StoreStats"]
 
 @dataclass(slots=True)
 class StoreStats:
-    """Plain integers that only grow. All but ``evicted`` are changed by the store's own thread only.
+    """Plain integers that only grow. Only ``evicted`` and ``over_quota`` are changed by other threads too.
 
     Args:
         reads: reads that ended, with bytes or with an error.
@@ -25,6 +25,7 @@ class StoreStats:
         dropped: spans found damaged on disk, dropped and fetched again.
         evicted: spans given up for the quota or for want of disk space.
         uncached: spans that could not be written to the cache, and were served from memory.
+        over_quota: writes to mounted devices beyond the quota, because nothing could be evicted for them.
         errors: reads that ended with an error.
     """
 
@@ -43,6 +44,7 @@ class StoreStats:
     dropped: int = 0
     evicted: int = 0
     uncached: int = 0
+    over_quota: int = 0
     errors: int = 0
 
     def to_json(self) -> dict[str, int]:

@@ -1,0 +1,63 @@
+"""Whether what the disk holds of a device is the layer it should be, as a whole.
+
+Every span was verified when it was written. This says more: that the spans together are what the image's config
+promises, and that the disk still has them. Only such a device may the kernel read without asking.
+"""
+
+import logging
+
+from veneer.errors import IntegrityError
+from veneer.store.answers import Threads
+from veneer.store.attached import AttachedDevice
+from veneer.store.cache import DeviceCache
+from veneer.store.devicefile import DeviceFile
+from veneer.store.presence import EMPTY, Form
+
+__all__ = ["prove"]
+
+_log = logging.getLogger(__name__)
+
+#: Bytes hashed in one call of a thread: others get theirs in between, and a cancellation is not late.
+_STEP = 4 << 20
+
+
+async def prove(attached: AttachedDevice, cache: DeviceCache, threads: Threads) -> bool:
+    """Hash the data file of a device, and note that it is complete. See :meth:`SpanStore.prove`."""
+    if attached.complete:
+        return True
+    file = attached.file
+    if file is None or attached.form is not Form.PLAIN or not attached.all_present or file.to_be_watched:
+        return False
+    generation, states = file.map.generation[0], bytes(file.states)
+    if EMPTY in states:
+        return False
+    diff_id, hasher = attached.device.diff_id, attached.device.diff_id.hasher()
+    for offset in range(0, attached.size, _STEP):
+        length = min(_STEP, attached.size - offset)
+        # Detached meanwhile: nobody wants to know any more.
+        if attached.file is None or not await threads.run(file.hash_range, hasher, offset, length):
+            return False
+    if attached.file is None:
+        return False
+    try:
+        diff_id.check_hash(hasher, f"contents of layer {attached.device.blob.digest}")
+    except IntegrityError as error:
+        await threads.run(_drop_what_is_wrong, cache, file, generation, error)
+        return False
+    return await threads.run(file.confirm, generation, states)
+
+
+def _drop_what_is_wrong(cache: DeviceCache, file: DeviceFile, generation: int, error: IntegrityError) -> None:
+    """Damaged spans are dropped, and will be fetched again. If there are none, the device is no such layer."""
+    everything = range(file.map.count)
+    if file.map.generation[0] != generation:
+        return
+    if dropped := cache.verify(file, everything).dropped:
+        _log.warning("device %s: spans %s were damaged on disk", file.directory.name, dropped)
+        return
+    if file.map.generation[0] != generation:
+        return
+    if not file.pinned:
+        cache.evict(file, everything)
+    _log.error("device %s: %s", file.directory.name, error)
+    raise error
