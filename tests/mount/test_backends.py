@@ -1,5 +1,6 @@
 """Which backend is used, and why; and what it keeps between mounts."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -9,14 +10,16 @@ import pytest
 import trio
 
 from tests.erofs.images import index_of
-from tests.mount.images import MemoryStore, digest, file, image
+from tests.mount.images import MemoryStore, digest, directory, file, image
 from tests.mount.serving import in_thread
 from veneer.erofs.writer import write_erofs
-from veneer.errors import MountError, UnsupportedFormat
+from veneer.errors import IntegrityError, MountError, UnsupportedFormat
 from veneer.events import Event, Notice
+from veneer.index.model import ImageIndex
 from veneer.mount import metadata
 from veneer.mount.backends import Subject, choose, open_mounter
 from veneer.mount.metadata import metadata_image
+from veneer.mount.overlay import private_upper
 from veneer.mount.session import mounted
 from veneer.testing.tars import TarItem, tar
 
@@ -115,7 +118,82 @@ def test_a_metadata_image_is_written_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert metadata_image(lambda: index, IDENTITY, 1, tmp_path).path != first.path
 
 
-@pytest.mark.parametrize("damage", ["image", "short", "facts", "nonsense", "half", "no facts", "no image"])
+def test_what_is_kept_stands_for_the_tree(tmp_path: Path) -> None:
+    index, _ = image({b"f": file(b"content"), b"g": b"f"})
+    first = metadata_image(lambda: index, IDENTITY, 1, tmp_path)
+    assert first.inodes == write_erofs(index).inodes == 2
+    assert metadata_image(lambda: pytest.fail("decoded"), IDENTITY, 1, tmp_path) == first
+    asked = []
+
+    def tree() -> ImageIndex:
+        asked.append(index)
+        return index
+
+    metadata_image(tree, IDENTITY, 2, tmp_path)
+    assert asked, "what was kept is of another number of devices"
+
+
+async def test_a_mount_from_a_kept_image_needs_the_tree_for_the_first_miss(tmp_path: Path) -> None:
+    index, data = image({b"f": file(b"content"), b"g": file(b"more")}, root=directory(0o711, uid=3))
+    asked = []
+
+    def tree() -> ImageIndex:
+        asked.append(index)
+        return index
+
+    store = MemoryStore([data])
+    metadata_image(tree, IDENTITY, 1, tmp_path)
+    del asked[:]
+    mounter = await open_mounter(
+        "erofs-fuse",
+        Subject("test", index.devices, tree, IDENTITY, store, [0]),
+        cache_dir=tmp_path,
+        devices=tmp_path / "devices",
+    )
+    mountpoint, lower = tmp_path / "mnt", tmp_path / "lower"
+    mountpoint.mkdir()
+    lower.mkdir()
+    async with mounted(mounter, mountpoint, lower=lower, upper=private_upper(tmp_path / "upper")):
+        assert await in_thread(lambda: sorted(os.listdir(mountpoint))) == ["f", "g"]
+        assert (await in_thread(mountpoint.stat)).st_uid == 3
+        assert await in_thread((mountpoint / "f").read_bytes) == b"content", "it is in the store"
+        assert not asked
+        store.warm = False
+        assert await in_thread((mountpoint / "g").read_bytes) == b"more"
+        assert len(asked) == 1
+    assert mounter.inodes == 3
+
+
+async def test_a_tree_that_cannot_be_decoded_fails_the_first_miss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index, data = image({b"f": file(b"content"), b"g": file(b"more")})
+    metadata_image(lambda: index, IDENTITY, 1, tmp_path)
+
+    def tree() -> ImageIndex:
+        raise IntegrityError("index of test: tree section: nonsense")
+
+    store = MemoryStore([data])
+    subject = Subject("test", index.devices, tree, IDENTITY, store, [0])
+    mounter = await open_mounter("erofs-fuse", subject, cache_dir=tmp_path, devices=tmp_path / "devices")
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    async with mounted(mounter, mountpoint):
+        assert await in_thread((mountpoint / "f").read_bytes) == b"content", "it is in the store"
+        store.warm = False
+        with pytest.raises(OSError) as caught:
+            await in_thread((mountpoint / "g").read_bytes)
+        assert caught.value.errno == errno.EIO
+    assert "tree section: nonsense" in caplog.text
+    assert mounter.stats.failed_reads > 0
+    assert not store.misses
+    with pytest.raises(IntegrityError):
+        await open_mounter("fuse", subject, cache_dir=tmp_path, devices=tmp_path / "devices")
+
+
+@pytest.mark.parametrize(
+    "damage", ["image", "short", "facts", "nonsense", "half", "older", "no facts", "no image"]
+)
 def test_the_kernel_sees_nothing_that_was_changed(tmp_path: Path, damage: str) -> None:
     index, _ = image({b"f": file(b"content")})
     first = metadata_image(lambda: index, IDENTITY, 1, tmp_path)
@@ -130,6 +208,10 @@ def test_the_kernel_sees_nothing_that_was_changed(tmp_path: Path, damage: str) -
         facts.write_text("[1]")
     elif damage == "half":
         facts.write_text(facts.read_text()[:50])
+    elif damage == "older":
+        known = json.loads(facts.read_text())
+        del known["inodes"]
+        facts.write_text(json.dumps(known))
     elif damage == "no facts":
         facts.unlink()
     else:
