@@ -47,6 +47,7 @@ async def serving(
     lower.mkdir()
     upper = private_upper(directory / "upper") if overlay else None
     async with mounted(mounter, path, lower=lower if upper else None, upper=upper) as session:
+        assert isinstance(mounter.stats, FuseStats)
         yield Mounted(path, mounter.stats, store, session)
 
 
