@@ -3,6 +3,8 @@
 - ``fuse``: a FUSE file system with all names, attributes and contents. For everybody and every kernel.
 - ``erofs-fuse``: the kernel knows names and attributes from a metadata image; only contents that are not in its
   page cache are asked of a FUSE file system with the devices. For root, from Linux 6.12 on.
+- ``erofs-fanotify``: the kernel reads the device cache's own files, and asks only for what is not there yet. For
+  root, from Linux 6.14 on. All such mounts are served by one daemon; the others here have a process each.
 
 What works is found out by trying it, never from a version number.
 """
@@ -24,6 +26,7 @@ from veneer.mount import kernel
 from veneer.mount.base import Choice, Mounter
 from veneer.mount.devices import DeviceOperations
 from veneer.mount.erofs import mount_erofs, try_erofs
+from veneer.mount.erofs_fanotify import try_fanotify
 from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import DeviceReader, FuseStats, TreeOperations
 from veneer.mount.fusectl import allow_requests
@@ -31,7 +34,14 @@ from veneer.mount.metadata import MetadataImage, metadata_image
 from veneer.mount.server import MAX_TASKS, serve_fuse
 from veneer.oci.digest import Digest
 
-__all__ = ["ErofsFuseMounter", "FuseMounter", "Subject", "choose", "open_mounter"]
+__all__ = [
+    "ErofsFuseMounter",
+    "FuseMounter",
+    "Subject",
+    "choose",
+    "choose_for_daemon",
+    "open_mounter",
+]
 
 log = logging.getLogger(__name__)
 
@@ -126,29 +136,70 @@ class ErofsFuseMounter(Generic[D]):
 
 
 def choose(wanted: str, cache_dir: Path) -> Choice:
-    """The backend to use when ``wanted``, one of :data:`~veneer.settings.BACKENDS`, is asked for. Blocks.
+    """The backend of a process that serves one mount, when ``wanted`` is asked for. Blocks.
+
+    Args:
+        wanted: one of :data:`~veneer.settings.BACKENDS`.
+        cache_dir: of the image to be mounted.
 
     Raises MountError when that one does not work here.
     """
+    if wanted == "erofs-fanotify":
+        raise MountError(f"the backend {wanted} is served by the daemon only", hint="start veneer daemon")
     if wanted == "fuse":
         return Choice("fuse", "asked for")
-    if os.geteuid() != 0:
-        if wanted == "auto":
-            return Choice("fuse", "only root can mount EROFS")
-        raise MountError(f"the backend {wanted} needs root", hint="use --backend fuse")
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        try_erofs(cache_dir)
-    except OSError as error:
-        failure = MountError(f"cannot make {cache_dir}: {error.strerror}")
-    except MountError as error:
-        failure = error
-    else:
+    if (choice := _without_root(wanted)) is not None:
+        return choice
+    failure = _failure(try_erofs, cache_dir)
+    if failure is None:
         return Choice("erofs-fuse", "asked for" if wanted == "erofs-fuse" else "a trial mount worked")
     if wanted == "erofs-fuse":
         raise failure
+    return Choice("fuse", _told("erofs-fuse", failure))
+
+
+def choose_for_daemon(wanted: str, cache_dir: Path) -> Choice:
+    """What the daemon does when ``wanted`` is asked for. Blocks.
+
+    The answer is ``erofs-fanotify``, which it serves itself, or what to ask of a process of its own (that may be
+    ``auto``), and why. Raises MountError when what is wanted does not work here.
+    """
+    if wanted not in ("auto", "erofs-fanotify"):
+        return Choice(wanted, "asked for")
+    if (choice := _without_root(wanted)) is not None:
+        return choice
+    failure = _failure(try_fanotify, cache_dir)
+    if failure is None:
+        return Choice("erofs-fanotify", "a trial mount worked" if wanted == "auto" else "asked for")
+    if wanted == "erofs-fanotify":
+        raise failure
+    return Choice("auto", _told("erofs-fanotify", failure))
+
+
+def _without_root(wanted: str) -> Choice | None:
+    """What is left for those who are not root; None for root."""
+    if os.geteuid() == 0:
+        return None
+    if wanted == "auto":
+        return Choice("fuse", "only root can mount EROFS")
+    raise MountError(f"the backend {wanted} needs root", hint="use --backend fuse")
+
+
+def _failure(attempt: Callable[[Path], None], cache_dir: Path) -> MountError | None:
+    """How a trial mount failed, if it did."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        attempt(cache_dir)
+    except OSError as error:
+        return MountError(f"cannot make {cache_dir}: {error.strerror}")
+    except MountError as error:
+        return error
+    return None
+
+
+def _told(backend: str, failure: MountError) -> str:
     hint = f" ({failure.hint})" if failure.hint else ""
-    return Choice("fuse", f"a trial mount of erofs-fuse failed: {failure.message}{hint}")
+    return f"a trial mount of {backend} failed: {failure.message}{hint}"
 
 
 async def open_mounter(
