@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from veneer.errors import UsageError
-from veneer.oci.descriptor import Platform
+from veneer.oci.platform import Platform
 
 __all__ = ["BACKENDS", "Settings", "parse_size"]
 

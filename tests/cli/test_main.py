@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,33 +22,27 @@ from veneer.errors import NotFound, RateLimited, UsageError, VeneerError
 from veneer.events import Notice, Progress
 from veneer.settings import Settings
 
-#: What only some commands need: the rest must start without.
-HEAVY = [
-    "asyncio",
-    "click",
-    "cryptography",
-    "httpx",
-    "logging",
-    "msgpack",
-    "pyfuse3",
-    "rich",
-    "trio",
-    "zstandard",
-]
+#: What commands import when they serve, fetch or draw, and must not when they only ask or explain.
+HEAVY = {"asyncio", "click", "cryptography", "httpx", "msgpack", "pyfuse3", "rich", "trio", "zstandard"}
 
 
-def imported_by(*argv: str) -> set[str]:
+def imported_by(*argv: str, env: Mapping[str, str] | None = None) -> set[str]:
     """What a command imports, as the interpreter reports it."""
     command = [sys.executable, "-X", "importtime", "-m", "veneer", *argv]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
+    environment = os.environ | (env or {})
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
+    assert "veneer.cli.command" in modules
+    return modules
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["cache", "--help"]])
-def test_help_imports_nothing_that_commands_need(argv: list[str]) -> None:
-    imported = imported_by(*argv)
-    assert "veneer.cli.command" in imported
-    assert not imported & set(HEAVY)
+def test_help_imports_next_to_nothing(argv: list[str]) -> None:
+    assert not imported_by(*argv) & (HEAVY | {"hashlib", "logging", "subprocess"})
+
+
+def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
+    assert not imported_by("status", env={"VENEER_RUN_DIR": str(tmp_path)}) & HEAVY
 
 
 def test_help_lists_every_command_in_order() -> None:
@@ -279,6 +273,23 @@ def test_options_reach_the_settings() -> None:
     assert str(first.platform) == "linux/arm/v7"
     assert (str(second.cache_dir), str(second.ca_file), str(second.authfile)) == ("/d", "/ca", "/auth")
     assert second.insecure == {"c"}
+
+
+def test_what_was_printed_before_an_error_arrives() -> None:
+    code = (
+        "import sys\n"
+        "from veneer.cli import main, status\n"
+        "from veneer.cli.command import Command, CommonArguments\n"
+        "from veneer.errors import CacheError\n"
+        "def run(invocation, args):\n"
+        "    sys.stdout.write('part')\n"
+        "    raise CacheError('then it broke')\n"
+        "status.COMMAND = Command(run, CommonArguments)\n"
+        "main.main()\n"
+    )
+    command = ["env", "-u", "PYTHONUNBUFFERED", sys.executable, "-c", code, "status"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (30, "part", "error: then it broke\n")
 
 
 def test_whoever_stops_reading_hears_no_complaint() -> None:

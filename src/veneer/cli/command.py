@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from veneer.cli.parser import Parser, before_dashes, no_such
 from veneer.cli.render import Output
 from veneer.errors import UsageError, VeneerError
-from veneer.oci.descriptor import Platform
+from veneer.oci.platform import Platform
 from veneer.settings import Settings, parse_size
 
 __all__ = [
@@ -250,13 +250,14 @@ def group_of(about: str, commands: Mapping[str, AnyCommand]) -> Group:
 def execute(entry: "AnyCommand | Group", prog: str, argv: Sequence[str]) -> int:
     """Run a command line to its end, say on standard error what went wrong, and return the exit status."""
     try:
-        code = entry.execute(prog, argv)
+        try:
+            code = entry.execute(prog, argv)
+        except VeneerError as error:
+            Output(json="--json" in before_dashes(argv)).fail(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
         sys.stdout.flush()
-    except VeneerError as error:
-        Output(json="--json" in before_dashes(argv)).fail(error)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has seen enough (`veneer ls IMAGE | head`); say nothing about it.
         # The interpreter would try to flush it again at exit.

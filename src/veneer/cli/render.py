@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from veneer.errors import RateLimited, RegistryError, VeneerError
@@ -55,14 +54,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-@dataclass(slots=True)
 class Output:
     """Where one invocation writes to. Used from the main task only."""
 
-    json: bool = False
-    quiet: bool = False
-    progress: bool = True
-    _last_line: dict[str, float] = field(default_factory=dict)
+    def __init__(self, *, json: bool = False, quiet: bool = False, progress: bool = True) -> None:
+        self.json = json
+        self.quiet = quiet
+        self._progress = progress
+        self._last_line: dict[str, float] = {}
 
     def result(self, document: object, text: str) -> None:
         """The answer to the command: ``document`` with ``--json``, else ``text``."""
@@ -95,7 +94,7 @@ class Output:
         """A reporter for the time of some long work."""
         if self.json:
             yield self._json_event
-        elif not self.progress or self.quiet:
+        elif not self._progress or self.quiet:
             yield self._notices_only if not self.quiet else silent
         elif sys.stderr.isatty():
             with _bars() as reporter:

@@ -1,10 +1,9 @@
-"""Descriptors and platforms (OCI image-spec, descriptor.md and image-index.md).
+"""Descriptors (OCI image-spec, descriptor.md).
 
 ``from_json`` takes decoded JSON from outside, believes nothing and raises :class:`IntegrityError`;
 ``to_json`` gives plain dicts with keys in the order of the specification and without empty members.
 """
 
-import platform as host_platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from veneer.errors import IntegrityError, UsageError
 from veneer.oci.digest import Digest
+from veneer.oci.platform import Platform
 
 __all__ = ["MAX_BLOB_SIZE", "Descriptor", "Platform", "string_map"]
 
@@ -19,7 +19,6 @@ __all__ = ["MAX_BLOB_SIZE", "Descriptor", "Platform", "string_map"]
 MAX_BLOB_SIZE = 1 << 48
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
-_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
 def string_map(value: object, what: str) -> dict[str, str]:
@@ -29,57 +28,6 @@ def string_map(value: object, what: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise IntegrityError(f"{what} is not an object of strings")
     return dict(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Platform:
-    """What an image runs on, as in ``linux/arm/v7``."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse ``os/arch[/variant]``."""
-        parts = text.split("/")
-        if len(parts) not in (2, 3) or not all(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", p) for p in parts):
-            raise UsageError(f"invalid platform {text!r}", hint="write it as os/arch or os/arch/variant")
-        return cls(*parts)
-
-    @classmethod
-    def host(cls) -> Self:
-        """The platform of this machine."""
-        machine = host_platform.machine()
-        return cls("linux", _MACHINES.get(machine, machine), "v7" if machine == "armv7l" else "")
-
-    @classmethod
-    def from_json(cls, value: object) -> Self | None:
-        """The ``platform`` member of a descriptor, or None when it is absent."""
-        if value is None:
-            return None
-        if not isinstance(value, dict):
-            raise IntegrityError("platform of a descriptor is not an object")
-        parts = [value.get(key, "") for key in ("os", "architecture", "variant")]
-        if not all(isinstance(part, str) and len(part) <= 64 for part in parts):
-            raise IntegrityError("platform of a descriptor is malformed")
-        return cls(*parts)
-
-    def to_json(self) -> dict[str, str]:
-        """The ``platform`` member of a descriptor."""
-        out = {"architecture": self.architecture, "os": self.os}
-        if self.variant:
-            out["variant"] = self.variant
-        return out
-
-    def matches(self, wanted: "Platform") -> bool:
-        """Whether an image of this platform satisfies ``wanted`` (an empty variant wants any)."""
-        return (self.os, self.architecture) == (wanted.os, wanted.architecture) and (
-            not wanted.variant or not self.variant or self.variant == wanted.variant
-        )
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
 
 @dataclass(frozen=True, slots=True)
