@@ -202,6 +202,34 @@ async def first_event(guarded: Guarded) -> None:
         await trio.testing.wait_all_tasks_blocked(0.001)
 
 
+async def test_who_is_drained_answers_what_was_taken_and_leaves_the_rest(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    group = fanotify.open_group()
+    found: list[bytes] = []
+
+    async def read(offset: int) -> None:
+        found.append(await in_thread(lambda: pread(tmp_path / "device", 10, offset)))
+
+    async with trio.open_nursery() as readers:
+        async with guarding(tmp_path, index, data, group=group) as guarded:
+            await guarded.mount()
+            guarded.store.blocked = trio.Event()
+            readers.start_soon(read, 0)
+            await guarded.store.filling.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guarded.devices.drain)
+                await trio.testing.wait_all_tasks_blocked()
+                readers.start_soon(read, 2 << 20)
+                await trio.lowlevel.wait_readable(group)
+                guarded.store.blocked.set()
+            assert guarded.devices.stats.events == 1
+        (event,) = fanotify.read_events(group)
+        fanotify.answer(group, event.fd)
+        os.close(event.fd)
+    assert sorted(found) == sorted([CONTENT[:10], bytes(10)])
+    os.close(group)
+
+
 # Completeness
 
 
@@ -424,6 +452,21 @@ async def test_what_cannot_be_held(tmp_path: Path) -> None:
         assert (devices.stats.held, devices.stats.marked, device.pinned) == (0, 0, False)
         with pytest.raises(ValueError, match="not held"):
             await devices.release(device.real)
+
+
+async def test_a_mount_that_failed_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    async with guarding(tmp_path, index, data) as guarded:
+        path, _ = await guarded.mount()
+        await read_complete(guarded, path)
+        stats = guarded.devices.stats
+        with pytest.raises(KeyError):
+            async with guarded.devices.holding(
+                guarded.store.real, [guarded.device.real], FileTable(lambda: index), "other"
+            ):
+                assert stats.marked == 1
+                raise KeyError
+        assert (stats.held, stats.marked, guarded.device.pinned) == (1, 0, True)
 
 
 async def test_holders_that_come_and_go_at_once_share_one_mark(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 - ``fuse``: a FUSE file system with all names, attributes and contents. For everybody and every kernel.
 - ``erofs-fuse``: the kernel knows names and attributes from a metadata image; only contents that are not in its
   page cache are asked of a FUSE file system with the devices. For root, from Linux 6.12 on.
-- ``erofs-fanotify``: the kernel reads the device cache's own files, and asks only for what is not there yet. For
-  root, from Linux 6.14 on. All such mounts are served by one daemon; the others here have a process each.
+- ``erofs-fanotify``: the kernel reads the device cache's own files, and asks only for what is not there yet.
+  For root, from Linux 6.14 on. All such mounts are served by one daemon; the others here have a process each.
 
 What works is found out by trying it, never from a version number.
 """
@@ -161,8 +161,8 @@ def choose(wanted: str, cache_dir: Path) -> Choice:
 def choose_for_daemon(wanted: str, cache_dir: Path) -> Choice:
     """What the daemon does when ``wanted`` is asked for. Blocks.
 
-    The answer is ``erofs-fanotify``, which it serves itself, or what to ask of a process of its own (that may be
-    ``auto``), and why. Raises MountError when what is wanted does not work here.
+    The answer is ``erofs-fanotify``, which it serves itself, or what to ask of a process of its own (that may
+    be ``auto``), and why. Raises MountError when what is wanted does not work here.
     """
     if wanted not in ("auto", "erofs-fanotify"):
         return Choice(wanted, "asked for")

@@ -3,6 +3,7 @@
 A part of :mod:`veneer.mount.precontent`, which says what it is about.
 """
 
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -10,14 +11,17 @@ from typing import TypeVarTuple
 
 import trio
 
-from veneer.errors import MountError, UnsupportedFormat
+from veneer.errors import MountError, UnsupportedFormat, VeneerError
 from veneer.mount import fanotify
 from veneer.mount.failures import FailureLog
 from veneer.mount.filetable import FileTable
+from veneer.mount.readahead import MIN_WINDOW
 from veneer.store.presence import Form
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
 __all__ = ["Guarded", "PreContentStats", "check_guardable"]
+
+log = logging.getLogger(__name__)
 
 Ts = TypeVarTuple("Ts")
 
@@ -96,16 +100,16 @@ class Guarded:
         #: Thread of the trial read.
         self.probe: int | None = None
         self.adopted = False
-        #: Of the mount that came last; others with this device differ in little.
-        self.files: FileTable
-        self.failures: FailureLog | None = None
-        self.image = ""
-        self.preparing = False
         #: The proof is under way, or has failed and will not be tried again.
         self.proving = self.refuted = False
         #: Owner of its tasks.
         self.nursery: trio.Nursery | None = None
         self.ended = trio.Event()
+        #: Of the mount that came last; others with this device differ in little.
+        self._files: FileTable
+        self._image = ""
+        self._failures: FailureLog | None = None
+        self._preparing = False
         self._group = group
         self._stats = stats
         self._marked = False
@@ -152,3 +156,43 @@ class Guarded:
             and not self.refuted
             and self.attached.all_present
         )
+
+    # Files
+
+    def describe(self, files: FileTable, image: str) -> None:
+        """Say what is on the device, and for whom."""
+        self._files, self._image, self._failures = files, image, None
+
+    def window(self, offset: int, length: int) -> tuple[int, int]:
+        """What to fetch with a miss; a first one is not kept waiting until the tree is known."""
+        if self._files.is_prepared(self.key):
+            return self._files.window(self.key, offset, length)
+        if not self._preparing:
+            self._preparing = True
+            self.start(self._prepare)
+        return offset, min(self.attached.size, offset + max(length, MIN_WINDOW))
+
+    async def _prepare(self) -> bool:
+        try:
+            await trio.to_thread.run_sync(self._files.prepare, self.key)
+        except VeneerError as error:
+            log.warning("image=%s nothing is fetched ahead cause=%r", self._image, error.message)
+            return False
+        self._preparing = False
+        return True
+
+    async def tell(self, offset: int, length: int, error: VeneerError) -> None:
+        """Log that a read failed."""
+        spans = self.attached.spans.covering(offset, length)
+        where = f"device={self.key.hex[:12]} spans={spans[0]}..{spans[-1]}"
+        if not self._files.is_prepared(self.key) and not await self._prepare():
+            log.error("read failed image=%s %s cause=%r", self._image, where, error.message)
+            return
+        if self._failures is None:
+            self._failures = FailureLog(self._image, self._files.index)
+        node, start = self._files.at(self.key, offset)
+        self._failures.record(node, offset - start, length, error, where)
+
+    def tell_refuted(self, error: VeneerError) -> None:
+        """Log that the device as a whole is not what it should be."""
+        log.error("image=%s device=%s cause=%r", self._image, self.key.hex[:12], error.message)

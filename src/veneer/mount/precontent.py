@@ -24,16 +24,16 @@ import logging
 import os
 import resource
 import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
 from veneer.errors import MountError, VeneerError
 from veneer.mount import fanotify
-from veneer.mount.failures import FailureLog
 from veneer.mount.fanotify import Event
 from veneer.mount.filetable import FileTable
 from veneer.mount.guarded import Guarded, PreContentStats, check_guardable
-from veneer.mount.readahead import MIN_WINDOW
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
 __all__ = ["GuardedDevices", "PreContentStats", "check_guardable"]
@@ -70,7 +70,9 @@ class GuardedDevices:
         #: Events of files that are not served yet.
         self._parked: dict[tuple[int, int], list[Event]] = {}
         self._probing = 0
-        self._freed = trio.Event()
+        self._draining = False
+        #: Who waits for events to be answered.
+        self._waiting = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -82,7 +84,8 @@ class GuardedDevices:
                 self._nursery = nursery
                 task_status.started()
                 while True:
-                    if events := fanotify.read_events(self._group, await self._room()):
+                    room = await self._room()
+                    if events := fanotify.read_events(self._group, room):
                         for event in events:
                             self._take(event)
                         await trio.lowlevel.checkpoint()
@@ -119,7 +122,7 @@ class GuardedDevices:
             async with guarded.changing:
                 if self._devices.get(inode) is not guarded:
                     continue  # Its last holder has just released it.
-                guarded.files, guarded.image, guarded.failures = files, image, None
+                guarded.describe(files, image)
                 try:
                     if not guarded.ready:
                         await self._begin(guarded)
@@ -138,6 +141,29 @@ class GuardedDevices:
                 break
         for event in self._parked.pop(inode, ()):
             self._decide_and_answer(event)
+
+    @asynccontextmanager
+    async def holding(
+        self, store: SpanStore, attached: Sequence[AttachedDevice], files: FileTable, image: str
+    ) -> AsyncIterator[Callable[[], None]]:
+        """:meth:`hold` all devices of an image; what it yields is to be called when they have been mounted."""
+        held: list[AttachedDevice] = []
+        unopened: list[AttachedDevice] = []
+
+        def opened() -> None:
+            while unopened:
+                self.opened(unopened.pop())
+
+        try:
+            for device in attached:
+                await self.hold(store, device, files, image)
+                held.append(device)
+                unopened.append(device)
+            yield opened
+        finally:
+            opened()
+            for device in held:
+                await self.release(device)
 
     def opened(self, attached: AttachedDevice) -> None:
         """Tell that the mount for which the device was held has been made, or will not be.
@@ -158,22 +184,24 @@ class GuardedDevices:
         After the last one nothing here uses the device any more.
         """
         guarded = self._of(attached)
-        async with guarded.changing:
-            guarded.holders -= 1
-            guarded.opening = min(guarded.opening, guarded.holders)
-            if not guarded.holders:
+        with trio.CancelScope(shield=True):
+            async with guarded.changing:
+                guarded.holders -= 1
+                guarded.opening = min(guarded.opening, guarded.holders)
+                if guarded.holders:
+                    self._consider(guarded)
+                    return
                 inode = next(inode for inode, one in self._devices.items() if one is guarded)
-                with trio.CancelScope(shield=True):
-                    await self._end(inode, guarded)
-            else:
-                self._consider(guarded)
+                await self._end(inode, guarded)
 
     async def drain(self) -> None:
-        """Wait until no reader waits here."""
+        """Take no event any more, and wait until those that were taken have been answered.
+
+        The kernel keeps the others for whoever reads from the group next.
+        """
+        self._draining = True
         while self.stats.pending:
-            if self._freed.is_set():
-                self._freed = trio.Event()
-            await self._freed.wait()
+            await self._waiting.park()
 
     def restored(self) -> None:
         """Tell that every device which was held before a restart is held again."""
@@ -193,7 +221,7 @@ class GuardedDevices:
         guarded.store.pin(guarded.attached, guarded.mark)
         guarded.mark()
         self._probing += 1
-        self._freed.set()
+        self._waiting.unpark_all()
         try:
             # Abandoned when nobody answers any more: a daemon thread that ends with the process.
             await trio.to_thread.run_sync(_probe, guarded, abandon_on_cancel=True)
@@ -210,6 +238,7 @@ class GuardedDevices:
                 task_status.started()
                 await trio.sleep_forever()
         finally:
+            guarded.ready = False
             guarded.ended.set()
 
     async def _end(self, inode: tuple[int, int], guarded: Guarded) -> None:
@@ -237,10 +266,8 @@ class GuardedDevices:
 
     async def _room(self) -> int:
         """Wait until events may be taken, and say how many; the trial read of a device is not kept waiting."""
-        while (room := self._most - self.stats.pending) <= 0 and not self._probing:
-            if self._freed.is_set():
-                self._freed = trio.Event()
-            await self._freed.wait()
+        while self._draining or ((room := self._most - self.stats.pending) <= 0 and not self._probing):
+            await self._waiting.park()
         return min(max(1, room), _BATCH)
 
     def _take(self, event: Event) -> None:
@@ -298,7 +325,7 @@ class GuardedDevices:
         store, attached = guarded.store, guarded.attached
         error, cause = errno.EIO, None
         try:
-            await store.fill(attached, offset, length, window=self._window(guarded, offset, length))
+            await store.fill(attached, offset, length, window=guarded.window(offset, length))
             if store.holds(attached, offset, length):
                 error = 0
                 self.stats.waited += 1
@@ -311,7 +338,7 @@ class GuardedDevices:
         finally:
             self._finish(event, error)
         if cause is not None:
-            await self._tell(guarded, offset, length, cause)
+            await guarded.tell(offset, length, cause)
         else:
             self._consider(guarded)
 
@@ -326,7 +353,7 @@ class GuardedDevices:
         finally:
             os.close(event.fd)
             self.stats.pending -= 1
-            self._freed.set()
+            self._waiting.unpark_all()
 
     def _unknown(self, event: Event) -> None:
         self.stats.unknown += 1
@@ -339,37 +366,6 @@ class GuardedDevices:
             for event in events:
                 self._finish(event, errno.EIO)
         self._parked.clear()
-
-    # Files
-
-    def _window(self, guarded: Guarded, offset: int, length: int) -> tuple[int, int]:
-        """What to fetch with a miss; a first one is not kept waiting until the tree is known."""
-        if guarded.files.is_prepared(guarded.key):
-            return guarded.files.window(guarded.key, offset, length)
-        if not guarded.preparing:
-            guarded.preparing = True
-            guarded.start(self._prepare, guarded)
-        return offset, min(guarded.attached.size, offset + max(length, MIN_WINDOW))
-
-    async def _prepare(self, guarded: Guarded) -> bool:
-        try:
-            await trio.to_thread.run_sync(guarded.files.prepare, guarded.key)
-        except VeneerError as error:
-            log.warning("image=%s nothing is fetched ahead cause=%r", guarded.image, error.message)
-            return False
-        guarded.preparing = False
-        return True
-
-    async def _tell(self, guarded: Guarded, offset: int, length: int, error: VeneerError) -> None:
-        spans = guarded.attached.spans.covering(offset, length)
-        where = f"device={guarded.key.hex[:12]} spans={spans[0]}..{spans[-1]}"
-        if not guarded.files.is_prepared(guarded.key) and not await self._prepare(guarded):
-            log.error("read failed image=%s %s cause=%r", guarded.image, where, error.message)
-            return
-        if guarded.failures is None:
-            guarded.failures = FailureLog(guarded.image, guarded.files.index)
-        node, start = guarded.files.at(guarded.key, offset)
-        guarded.failures.record(node, offset - start, length, error, where)
 
     # Completeness
 
@@ -387,7 +383,7 @@ class GuardedDevices:
             await guarded.store.prove(guarded.attached)
         except VeneerError as error:
             guarded.refuted = True
-            log.error("image=%s device=%s cause=%r", guarded.image, guarded.key.hex[:12], error.message)
+            guarded.tell_refuted(error)
         finally:
             guarded.proving = False
         if not guarded.opening:

@@ -118,21 +118,20 @@ class ResidentMounter:
             metadata_image, subject.index, subject.identity, len(subject.devices), self._cache_dir
         )
         self.inodes = metadata.inodes
-        tail = None
-        if metadata.copies and self._existing is None:
-            tail = await tail_file(metadata, self._store, attached)
+        devices = self._guards.devices
         async with AsyncExitStack() as stack:
-            for device in attached:
-                await self._guards.devices.hold(self._store, device, self._files, subject.name)
-                stack.push_async_callback(self._guards.devices.release, device)
+            opened = await stack.enter_async_context(
+                devices.holding(self._store, attached, self._files, subject.name)
+            )
             if self._existing is None:
+                # Only now: a descriptor that asks is exchanged when its device is held.
+                tail = await tail_file(metadata, self._store, attached)
                 end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
             else:
                 end = await trio.to_thread.run_sync(self._find, target)
                 await self._mend(attached)
             stack.push_async_callback(_shielded, end)
-            for device in attached:
-                self._guards.devices.opened(device)
+            opened()
 
             async def follow() -> None:
                 await end()
@@ -178,8 +177,8 @@ def _superblocks() -> set[str]:
 async def _vanished(names: Sequence[str]) -> None:
     if not names:
         await trio.sleep_forever()  # nobody can tell, so it is there
-    while _superblocks().intersection(names):
-        await trio.sleep(_POLL_S)  # noqa: ASYNC110 - sysfs tells nobody of changes
+    while _superblocks().intersection(names):  # noqa: ASYNC110 - sysfs tells nobody of changes
+        await trio.sleep(_POLL_S)
 
 
 async def _shielded(end: _End) -> None:
