@@ -93,7 +93,7 @@ class AttachedDevice:
         self._key = device.key.raw
         self._direct = file if form is Form.PLAIN else None
         self._remembers = False
-        self._detached = False
+        self.detached = False
 
     @property
     def data_fd(self) -> int | None:
@@ -129,7 +129,7 @@ class AttachedDevice:
     def detach(self) -> DeviceFile | None:
         """Have nothing more to do with the disk. Returns what to close as soon as no thread uses it."""
         file, self.file, self._direct = self.file, None, None
-        self._detached, self._remembers = True, False
+        self.detached, self._remembers = True, False
         self._memory.forget(self._key)
         if file is not None:
             self._cache.release(file)
@@ -158,7 +158,7 @@ class AttachedDevice:
 
     def remember(self, number: int, plain: bytes) -> None:
         """Keep plain bytes that the disk does not hold."""
-        if self._detached:
+        if self.detached:
             return
         self._remembers = True
         self._memory.put(self._key, number, plain)
@@ -170,6 +170,13 @@ class AttachedDevice:
             or (self._remembers and self._memory.get(self._key, number) is not None)
             or self._twin(number) is not None
         )
+
+    def has_twin(self, numbers: Iterable[int]) -> bool:
+        """Whether some of the spans may be copied from another device.
+
+        Its file may be about to be mounted, and reading it then waits for the event loop to say yes.
+        """
+        return any(self._twin(number) is not None for number in numbers)
 
     def is_missing(self, number: int) -> bool:
         """Whether only the source can have the span."""
@@ -285,6 +292,8 @@ class AttachedDevice:
                 and other.form is self.form is Form.PLAIN
                 and file is not None
                 and file.states[there] == PRESENT
+                # Reading it would wait for whoever has it mounted: after a restart, for ourselves.
+                and not file.pinned_elsewhere
             ):
                 return other, there
         return None

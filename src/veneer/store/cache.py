@@ -149,9 +149,9 @@ class DeviceCache:
         if self._open.get(file.directory) is file:
             del self._open[file.directory]
 
-    def pin(self, file: DeviceFile, before_punch: BeforePunch, *, watchable: bool) -> None:
+    def pin(self, file: DeviceFile, before_punch: BeforePunch) -> None:
         """Answer for what the kernel reads of a device: :meth:`DeviceFile.pin`."""
-        file.pin(before_punch, self._rule, watchable=watchable)
+        file.pin(before_punch, self._rule)
 
     def put(self, file: DeviceFile, fills: Sequence[Fill]) -> bool:
         """Write verified spans of a device; False when they are not on disk afterwards. May evict."""

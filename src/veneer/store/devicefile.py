@@ -29,11 +29,11 @@ from typing import NamedTuple, Self
 
 from veneer.errors import CacheError
 from veneer.oci.digest import Hasher
+from veneer.store.holes import punch_spans
 from veneer.store.owned import BeforePunch, IdleRule, Owned
 from veneer.store.pair import checked, is_at, open_pair
 from veneer.store.pin import is_pinned, is_pinned_for_good
-from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Layout, PresenceMap
-from veneer.store.punch import CANNOT_PUNCH, punch
+from veneer.store.presence import PRESENT, SUSPECT, Layout, PresenceMap
 
 __all__ = ["DeviceFile", "Fill", "Verified"]
 
@@ -49,8 +49,6 @@ _HITS_A_FLUSH = 4096
 _HASH_STEP = 1 << 20
 #: Buffers in one pwritev(2); the kernel's limit is 1024.
 _MAX_VECTORS = 512
-#: Holes are extended to this, where the neighbours are holes too: file systems free whole blocks.
-_BLOCK = 4096
 
 
 class Fill(NamedTuple):
@@ -232,14 +230,14 @@ class DeviceFile:
         """Whether the kernel has to go on asking, because eviction has begun to watch what it reads."""
         return self._owned is not None and self._owned.watching
 
-    def pin(self, before_punch: BeforePunch, rule: IdleRule, *, watchable: bool) -> None:
+    def pin(self, before_punch: BeforePunch, rule: IdleRule) -> None:
         """Answer from now on for what the kernel reads. Raises CacheError or OSError."""
         if self._owned is not None:
             raise ValueError(f"the device {self.directory.name} is pinned already")
         with self.map.locked():
             if self._abandoned or not is_at(self._fd, self.directory / "data"):
                 raise CacheError(f"{self.directory / 'data'} cannot be mounted: it is out of use, see the log")
-            self._owned = Owned(self.directory, self.map, before_punch, watchable=watchable, rule=rule)
+            self._owned = Owned(self.directory, self.map, before_punch, rule)
 
     def unpin(self) -> None:
         """The kernel does not read the device any more."""
@@ -256,7 +254,7 @@ class DeviceFile:
         with self.map.locked():
             if self._owned is not None:
                 gone, freed = self._owned.take(sorted(numbers))
-                self._punch(gone)
+                punch_spans(self._fd, self.map, gone)
                 return Evicted(len(gone), freed)
             if self.pinned_elsewhere:
                 return Evicted(0, 0)
@@ -396,26 +394,15 @@ class DeviceFile:
                     written += os.pwrite(self._fd, memoryview(rest)[written:], offset + written)
         except OSError:
             # Half a run may have taken the last blocks of a full disk.
-            self._punch_run(run[0].number, run[-1].number)
+            punch_spans(self._fd, self.map, range(run[0].number, run[-1].number + 1))
             raise
 
     def _drop(self, numbers: Sequence[int]) -> int:
         freed = self.map.clear(numbers)
         # What is damaged in a mounted device is fetched again in its place.
-        if self._owned is not None or self._punch(numbers):
+        if self._owned is not None or punch_spans(self._fd, self.map, numbers):
             return freed
         return freed + self._drop_everything()
-
-    def _punch(self, numbers: Sequence[int]) -> bool:
-        """Punch spans that are not on disk any more. False if this cannot be done here."""
-        first: int | None = None
-        for i, number in enumerate(numbers):
-            first = number if first is None else first
-            if i + 1 == len(numbers) or numbers[i + 1] != number + 1:
-                if not self._punch_run(first, number):
-                    return False
-                first = None
-        return True
 
     def _drop_everything(self) -> int:
         """Where holes cannot be punched, space is freed by the device."""
@@ -423,25 +410,3 @@ class DeviceFile:
         os.ftruncate(self._fd, 0)
         os.ftruncate(self._fd, self._size)
         return freed
-
-    def _punch_run(self, first: int, last: int) -> bool:
-        """Punch the bytes of adjacent spans, none of which is on disk. False if this cannot be done here."""
-        offsets, lengths, states = self.map.offsets, self.map.lengths, self.map.states
-        begin, end = offsets[first], offsets[last] + lengths[last]
-        floor, ceiling = begin - begin % _BLOCK, end + -end % _BLOCK
-        while begin > floor and first > 0 and states[first - 1] == EMPTY:
-            first -= 1
-            begin = max(floor, offsets[first])
-        while end < ceiling and last + 1 < len(offsets) and states[last + 1] == EMPTY:
-            last += 1
-            end = min(ceiling, offsets[last] + lengths[last])
-        if last + 1 == len(offsets):
-            # The block that the file ends in is freed only if the hole goes on beyond the end.
-            end = ceiling
-        try:
-            punch(self._fd, begin, end - begin)
-        except OSError as error:
-            if error.errno in CANNOT_PUNCH:
-                return False
-            _log.warning("cannot free space in %s: %s", self.directory / "data", error.strerror)
-        return True

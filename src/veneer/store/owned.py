@@ -62,8 +62,6 @@ class Owned:
         directory: of the device.
         presence: its map, whose lock the caller holds.
         before_punch: called before anything is punched out of it.
-        watchable: whether the kernel's reads raise events again once ``before_punch`` was called, if the device
-            is complete now.
         rule: how long spans must be idle.
 
     Raises CacheError or OSError when the device cannot be pinned.
@@ -74,8 +72,6 @@ class Owned:
         directory: Path,
         presence: PresenceMap,
         before_punch: BeforePunch,
-        *,
-        watchable: bool,
         rule: IdleRule,
     ) -> None:
         self.pin = Pin.take(directory)
@@ -88,8 +84,6 @@ class Owned:
         self._since = rule.clock()
         #: The kernel may be reading without asking.
         self._unwatched = presence.complete
-        #: It does so for as long as it is mounted.
-        self._for_good = self._unwatched and not watchable
         self._watched_since: int | None = None
 
     @property
@@ -117,16 +111,12 @@ class Owned:
 
     def is_idle(self, number: int) -> bool:
         """Whether a span may be taken away, or would be if the device were watched for long enough."""
-        if self._for_good:
-            return False
         if self.unwatched:
             return True
         return self._rule.clock() - max(self._since, self._uses[number]) >= self._rule.min_idle_ns
 
     def take(self, numbers: Sequence[int]) -> tuple[list[int], int]:
         """Make spans absent: those of ``numbers``, ascending, that may be punched then, and their bytes."""
-        if self._for_good:
-            return [], 0
         if self.unwatched:
             self._watch()
             return [], 0

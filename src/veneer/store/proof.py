@@ -7,11 +7,11 @@ promises, and that the disk still has them. Only such a device may the kernel re
 import logging
 
 from veneer.errors import IntegrityError
-from veneer.store.answers import Threads
 from veneer.store.attached import AttachedDevice
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile
 from veneer.store.presence import EMPTY, Form
+from veneer.store.threads import Threads
 
 __all__ = ["prove"]
 

@@ -7,22 +7,22 @@ A fetch belongs to the store: a cancelled reader cancels nobody else. All method
 loop that the store was opened in. Hashing, decoding and writing of more than a little is done in threads.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
 import trio
 
 from veneer.codec import check_and_decode
-from veneer.errors import CacheError, Unavailable, VeneerError
+from veneer.errors import CacheError, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.settings import Settings
 from veneer.source.base import BlobSource
-from veneer.store.answers import Answers
-from veneer.store.attached import AttachedDevice, Decode, Twins
+from veneer.store.attached import AttachedDevice, Decode
 from veneer.store.cache import DeviceCache
-from veneer.store.fetch import FetchQueue, Priority, SpanJob
+from veneer.store.fetch import FetchQueue, Priority
+from veneer.store.jobs import Jobs
 from veneer.store.link import LinkEstimate
 from veneer.store.memory import MemoryCache
 from veneer.store.owned import BeforePunch
@@ -37,8 +37,6 @@ OnAccess = Callable[[str, int, int, float], None]
 
 #: Plain bytes kept in memory of what the disk does not hold.
 _MEMORY = 64 << 20
-#: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
-_GRACE_S = 0.25
 #: Longest stretch that one read makes us read ahead.
 _MOST_WINDOW = 32 << 20
 #: A span can be lost between its arrival and our looking, to whoever may evict; not again and again.
@@ -71,11 +69,9 @@ class SpanStore:
         self._nursery = nursery
         self._deadline_s = read_deadline_s
         self._memory = MemoryCache(_MEMORY)
-        self._answers = Answers(self.stats)
+        self._jobs = Jobs(self.stats, nursery=nursery, deadline_s=read_deadline_s)
         self._attached: dict[bytes, AttachedDevice] = {}
         self._links: dict[str, LinkEstimate] = {}
-        self._twins = Twins()
-        self._unindexed: list[AttachedDevice] = []
 
     def attach(
         self,
@@ -112,11 +108,11 @@ class SpanStore:
             link=link,
             stats=self.stats,
             deadline_s=self._deadline_s,
-            settle=partial(self._answers.settle, attached),
+            settle=partial(self._jobs.settle, attached),
             adopt=attached.is_missing,
         )
         self._attached[device.key.raw] = attached
-        self._unindexed.append(attached)
+        self._jobs.add(attached)
         return attached
 
     def cached(self, attached: AttachedDevice, offset: int, length: int) -> bytes | None:
@@ -222,18 +218,17 @@ class SpanStore:
             IntegrityError: every span is what it should be, but the whole is not. All of it is dropped, unless
                 it is pinned.
         """
-        return await prove(attached, self._cache, self._answers.threads)
+        return await prove(attached, self._cache, self._jobs.threads)
 
-    def pin(self, attached: AttachedDevice, before_punch: BeforePunch, *, watchable: bool = False) -> None:
+    def pin(self, attached: AttachedDevice, before_punch: BeforePunch) -> None:
         """Answer for what the kernel reads of the device's file: nobody else changes it from now on.
+
+        The file has to be marked while it is mounted, even if it is complete: only then can it be marked again.
 
         Args:
             attached: which device.
             before_punch: is called, maybe from a thread, before anything is punched out of the file. It makes
                 sure that the kernel asks before every later read, or raises OSError: nothing is punched then.
-            watchable: whether ``before_punch`` can do that even if the device is ``complete`` now. Only files
-                that were marked when they were opened ever raise events; so: whether it is marked while it is
-                mounted, be it for that moment. If not, nothing is evicted from it as long as it is pinned.
 
         Raises:
             CacheError: the disk does not have the device in plain form, or another process has pinned it.
@@ -244,7 +239,7 @@ class SpanStore:
                 f"{attached.source.name} cannot be mounted: the cache has no file for its plain bytes"
             )
         try:
-            self._cache.pin(file, before_punch, watchable=watchable)
+            self._cache.pin(file, before_punch)
         except OSError as error:
             raise CacheError(f"{attached.source.name} cannot be mounted: {error}") from error
 
@@ -260,13 +255,7 @@ class SpanStore:
         if self._attached.get(attached.device.key.raw) is not attached:
             return
         del self._attached[attached.device.key.raw]
-        if attached in self._unindexed:
-            self._unindexed.remove(attached)
-        self._twins.remove(attached)
-        for job in list(attached.queue.jobs.values()):
-            attached.queue.abandon(job)
-        if (file := attached.detach()) is not None:
-            self._answers.threads.retire(file)
+        self._jobs.remove(attached)
 
     def prefetch(
         self,
@@ -283,7 +272,7 @@ class SpanStore:
             numbers = attached.spans.covering(start, end - start)
             jobs = attached.queue.jobs
             wanted = (n for n in numbers if n not in jobs and not attached.is_ready(n))
-            self._start(attached, wanted, priority)
+            self._jobs.start(attached, wanted, priority)
 
     async def complete(self, attached: AttachedDevice, report: Reporter = silent) -> None:
         """Fetch all that is missing of a device, read all of it, and check it against its diffID.
@@ -301,14 +290,14 @@ class SpanStore:
             end = starts[attached.spans.covering(end - 1, 1)[0] + 1]
             window = (offset, offset + _COMPLETION_WINDOW)
             data = await self.read(attached, offset, end - offset, window=window, priority=Priority.COMPLETION)
-            await trio.to_thread.run_sync(hasher.update, data, limiter=self._answers.threads.limiter)
+            await trio.to_thread.run_sync(hasher.update, data, limiter=self._jobs.threads.limiter)
             offset = end
             report(Progress("fetch", item, offset, size))
         device.diff_id.check_hash(hasher, f"contents of layer {device.blob.digest}")
 
     def close(self) -> None:
         """Close the devices; called when no task uses the store any more."""
-        self._answers.threads.close()
+        self._jobs.threads.close()
         self._cache.close()
 
     async def _fill(
@@ -320,10 +309,10 @@ class SpanStore:
         priority: Priority,
     ) -> None:
         for _ in range(_FILL_TRIES):
-            jobs = self._start(attached, attached.missing(offset, length), priority)
+            jobs = self._jobs.start(attached, attached.missing(offset, length), priority)
             if window is not None:
                 self.prefetch(attached, *window, priority=max(priority, Priority.READAHEAD))
-            await self._wait(attached, jobs, offset, length)
+            await self._jobs.wait(attached, jobs, offset, length)
             if error := next((job.error for job in jobs if job.error is not None), None):
                 raise error
             if attached.holds(offset, length):
@@ -347,10 +336,10 @@ class SpanStore:
                 pieces[number] = piece
             else:
                 absent.append(number)
-        jobs = self._start(attached, absent, priority)
+        jobs = self._jobs.start(attached, absent, priority)
         if window is not None:
             self.prefetch(attached, *window, priority=max(priority, Priority.READAHEAD))
-        await self._wait(attached, jobs, offset, length)
+        await self._jobs.wait(attached, jobs, offset, length)
         starts = attached.spans.starts
         for job in jobs:
             if job.plain is None:
@@ -358,56 +347,6 @@ class SpanStore:
             start = starts[job.number]
             pieces[job.number] = job.plain[max(0, offset - start) : end - start]
         return b"".join(pieces[number] for number in numbers) if len(numbers) != 1 else pieces[numbers[0]]
-
-    async def _wait(self, attached: AttachedDevice, jobs: Sequence[SpanJob], offset: int, length: int) -> None:
-        for job in jobs:
-            job.waiters += 1
-        try:
-            with trio.move_on_after(self._deadline_s + _GRACE_S) as scope:
-                for job in jobs:
-                    await job.done.wait()
-        finally:
-            for job in jobs:
-                job.waiters -= 1
-                if not job.waiters:
-                    attached.queue.abandon(job)
-        if scope.cancelled_caught:
-            setback = next((job.setback for job in jobs if job.setback), None)
-            why = f": {setback.message}" if setback else ""
-            what = f"{attached.source.name}: {length} bytes at {offset} of the device"
-            raise Unavailable(
-                f"{what} did not come within {self._deadline_s:g} s{why}",
-                hint="reading again works as soon as the registry answers; what is cached stays readable",
-            ) from setback
-
-    def _start(self, attached: AttachedDevice, numbers: Iterable[int], priority: Priority) -> list[SpanJob]:
-        """The job of each span: the one under way, made more urgent if need be, or a new one."""
-        if self._unindexed:
-            # Not when attached: a warm mount never needs it, and a cold one has time while it waits.
-            self._nursery.start_soon(self._index_twins, self._unindexed)
-            self._unindexed = []
-        queue = attached.queue
-        jobs: list[SpanJob] = []
-        local: list[SpanJob] = []
-        for number in numbers:
-            if (job := queue.jobs.get(number)) is not None:
-                queue.promote(job, priority)
-            else:
-                job = queue.jobs[number] = SpanJob(number, priority)
-                if attached.is_local(number):
-                    local.append(job)
-                else:
-                    queue.submit(job)
-            jobs.append(job)
-        if local:
-            self._nursery.start_soon(self._answers.find, attached, local)
-        return jobs
-
-    async def _index_twins(self, devices: Sequence[AttachedDevice]) -> None:
-        for attached in devices:
-            if self._attached.get(attached.device.key.raw) is attached:
-                self._twins.add(attached)
-            await trio.lowlevel.checkpoint()
 
 
 class open_store:  # noqa: N801 - reads and is used like a function: async with open_store(...) as store

@@ -1,0 +1,168 @@
+"""The jobs of all devices of a store: how they begin, get their bytes, and how long one waits for them.
+
+A job's span is found on this machine, or taken out of what a request to the source brought. Hashing, decoding
+and disk work is done in the event loop when it is little, else in threads.
+
+Used from the store's own thread only. Not here: what to ask of a source (:mod:`veneer.store.fetch`).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
+
+import trio
+
+from veneer.errors import IntegrityError, Unavailable
+from veneer.store.attached import AttachedDevice, Twins
+from veneer.store.fetch import Priority, SpanJob, hops
+from veneer.store.presence import Form
+from veneer.store.stats import StoreStats
+from veneer.store.threads import Threads
+
+__all__ = ["Jobs"]
+
+#: Plain bytes that are worked on in the event loop: a thread hop costs as much as hashing so much.
+_INLINE = 64 << 10
+#: Plain bytes of one hop: enough to make the hop cheap, few enough that the first span is not kept waiting.
+_HOP = 1 << 20
+#: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
+_GRACE_S = 0.25
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Jobs:
+    """Begins and ends jobs.
+
+    Args:
+        stats: where what happens is counted.
+        nursery: owns the work.
+        deadline_s: how long one waits.
+    """
+
+    def __init__(self, stats: StoreStats, *, nursery: trio.Nursery, deadline_s: float) -> None:
+        self.threads = Threads()
+        self._stats = stats
+        self._nursery = nursery
+        self._deadline_s = deadline_s
+        self._twins = Twins()
+        self._unindexed: list[AttachedDevice] = []
+
+    def add(self, attached: AttachedDevice) -> None:
+        """Look for the device's spans in the others from now on, and for theirs in it."""
+        self._unindexed.append(attached)
+
+    def remove(self, attached: AttachedDevice) -> None:
+        """Forget a device: what is queued for it, its memory, and its file once no thread uses that."""
+        if attached in self._unindexed:
+            self._unindexed.remove(attached)
+        self._twins.remove(attached)
+        for job in list(attached.queue.jobs.values()):
+            attached.queue.abandon(job)
+        if (file := attached.detach()) is not None:
+            self.threads.retire(file)
+
+    def start(self, attached: AttachedDevice, numbers: Iterable[int], priority: Priority) -> list[SpanJob]:
+        """The job of each span: the one under way, made more urgent if need be, or a new one."""
+        if self._unindexed:
+            # Not when attached: a warm mount never needs it, and a cold one has time while it waits.
+            self._nursery.start_soon(self._index_twins, self._unindexed)
+            self._unindexed = []
+        queue = attached.queue
+        jobs: list[SpanJob] = []
+        local: list[SpanJob] = []
+        for number in numbers:
+            if (job := queue.jobs.get(number)) is not None:
+                queue.promote(job, priority)
+            else:
+                job = queue.jobs[number] = SpanJob(number, priority)
+                if attached.is_local(number):
+                    local.append(job)
+                else:
+                    queue.submit(job)
+            jobs.append(job)
+        if local:
+            self._nursery.start_soon(self._find, attached, local)
+        return jobs
+
+    async def wait(self, attached: AttachedDevice, jobs: Sequence[SpanJob], offset: int, length: int) -> None:
+        """Wait until jobs have ended, for the time that a read may take. Raises Unavailable."""
+        for job in jobs:
+            job.waiters += 1
+        try:
+            with trio.move_on_after(self._deadline_s + _GRACE_S) as scope:
+                for job in jobs:
+                    await job.done.wait()
+        finally:
+            for job in jobs:
+                job.waiters -= 1
+                if not job.waiters:
+                    attached.queue.abandon(job)
+        if scope.cancelled_caught:
+            setback = next((job.setback for job in jobs if job.setback), None)
+            why = f": {setback.message}" if setback else ""
+            what = f"{attached.source.name}: {length} bytes at {offset} of the device"
+            raise Unavailable(
+                f"{what} did not come within {self._deadline_s:g} s{why}",
+                hint="reading again works as soon as the registry answers; what is cached stays readable",
+            ) from setback
+
+    async def _find(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> None:
+        """Answer jobs from the disk or from memory; those that cannot be are queued for the source."""
+        stats = self._stats
+        for hop, size in hops(jobs, attached.spans, _HOP):
+            numbers = [job.number for job in hop]
+            inline = _is_little(attached, size) and not attached.has_twin(numbers)
+            found = await self._work(inline, attached.find_now, numbers, attached.remembered(numbers))
+            stats.spans_decoded += found.decoded
+            stats.copied += found.copied
+            stats.reverified += found.reverified
+            stats.dropped += found.dropped
+            stats.verify_failures += found.dropped
+            for job in hop:
+                if (plain := found.plain.get(job.number)) is None:
+                    attached.queue.submit(job)
+                else:
+                    self._deliver(attached, job, plain, kept=job.number not in found.unkept)
+
+    async def settle(self, attached: AttachedDevice, jobs: Sequence[SpanJob], offset: int, data: bytes) -> None:
+        """Verify, decode and keep what a request brought, and answer its jobs, those with waiters first."""
+        stats, queue = self._stats, attached.queue
+        urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
+        for hop, size in hops(urgent, attached.spans, _HOP):
+            spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
+            inline = _is_little(attached, size)
+            outcomes = await self._work(inline, attached.decode_now, spans, offset, data)
+            of_number = {job.number: job for job in hop}
+            for outcome in outcomes:
+                job = of_number[outcome.number]
+                stats.spans_decoded += 1
+                if outcome.plain is not None:
+                    stats.spans_fetched += 1
+                    self._deliver(attached, job, outcome.plain, kept=outcome.kept)
+                elif isinstance(outcome.error, IntegrityError):
+                    queue.reject(job, outcome.error)
+                else:
+                    queue.finish(job, None, outcome.error)
+
+    def _deliver(self, attached: AttachedDevice, job: SpanJob, plain: bytes, *, kept: bool) -> None:
+        if not kept:
+            attached.remember(job.number, plain)
+            self._stats.uncached += attached.form is Form.PLAIN
+        attached.queue.finish(job, plain)
+
+    async def _index_twins(self, devices: Sequence[AttachedDevice]) -> None:
+        for attached in devices:
+            if not attached.detached:
+                self._twins.add(attached)
+            await trio.lowlevel.checkpoint()
+
+    async def _work(self, inline: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if inline:
+            return function(*args, **kwargs)
+        return await self.threads.run(function, *args, **kwargs)
+
+
+def _is_little(attached: AttachedDevice, size: int) -> bool:
+    """Whether the event loop can do it: so much plain data, and nothing to be evicted for it."""
+    return size <= _INLINE and attached.has_room(size)
