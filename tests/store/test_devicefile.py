@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.store.rig import KIB, MIB, Sample, sample
-from veneer.store import holes, presence
+from veneer.store import extents, presence
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form, Layout, MapMismatch
 
@@ -92,7 +92,7 @@ def test_without_hole_punching_a_device_is_evicted_whole(
     def cannot(_fd: int, _offset: int, _length: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(holes, "punch", cannot)
+    monkeypatch.setattr(extents, "punch", cannot)
     file = opened(tmp_path, one)
     fill(file, one, *range(6))
     assert file.evict([1]).freed == len(one.plain)

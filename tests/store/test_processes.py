@@ -15,7 +15,7 @@ import pytest
 
 from tests.store import child
 from tests.store.rig import KIB, Sample, ScriptedSource, sample, store_settings
-from veneer.store import holes
+from veneer.store import extents
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.presence import PRESENT, Form, Layout
 from veneer.store.spanstore import open_store
@@ -117,7 +117,7 @@ def test_dying_at_any_system_call_leaves_a_sound_cache(tmp_path: Path, monkeypat
 
     for target, name in (
         (os, "pwrite"), (os, "pwritev"), (os, "ftruncate"), (os, "posix_fallocate"), (Path, "rename"),
-        (holes, "punch"),
+        (extents, "punch"),
     ):  # fmt: skip
         mortal(target, name)
     survived = False

@@ -283,7 +283,6 @@ class DeviceCache:
 
     def _reserve(self, ledger: Ledger, length: int, *, beyond: bool) -> bool:
         if ledger.reserve(length, self.quota):
-            self._warned_of_quota = False
             return True
         if self._rule.clock() >= self._futile_until:
             self.collect(max(0, int(self.quota * (1 - _HEADROOM)) - length))

@@ -29,7 +29,7 @@ from typing import NamedTuple, Self
 
 from veneer.errors import CacheError
 from veneer.oci.digest import Hasher
-from veneer.store.holes import punch_spans
+from veneer.store.extents import Fill, punch_spans, runs, write_run
 from veneer.store.owned import BeforePunch, IdleRule, Owned
 from veneer.store.pair import checked, is_at, open_pair
 from veneer.store.pin import is_pinned, is_pinned_for_good
@@ -47,16 +47,6 @@ _OPEN_TRIES = 16
 _HITS_A_FLUSH = 4096
 #: Bytes of one read that is only hashed.
 _HASH_STEP = 1 << 20
-#: Buffers in one pwritev(2); the kernel's limit is 1024.
-_MAX_VECTORS = 512
-
-
-class Fill(NamedTuple):
-    """Verified bytes of one span for the data file, and their SHA-256."""
-
-    number: int
-    data: bytes | memoryview
-    digest: bytes
 
 
 class Evicted(NamedTuple):
@@ -191,9 +181,9 @@ class DeviceFile:
             if self._abandoned or self.pinned_elsewhere:
                 return 0
             wanted = [fill for fill in fills if self.states[fill.number] != PRESENT]
-            for run in self._runs(wanted):
+            for run in runs(self.map, wanted):
                 first = run[0].number
-                self._write_run(run, self.map.offsets[first])
+                write_run(self._fd, self.map, run)
                 if self._owned is not None:
                     # Whoever waits for the span is about to tell the kernel.
                     self._owned.note(first, first + len(run))
@@ -368,34 +358,6 @@ class DeviceFile:
     def _is_right(self, number: int, state: int) -> bool:
         data = self.read_span(number, state)
         return data is not None and hashlib.sha256(data).digest() == self.map.digest(number)
-
-    def _runs(self, fills: Sequence[Fill]) -> Iterator[list[Fill]]:
-        run: list[Fill] = []
-        for fill in fills:
-            if run and not (
-                fill.number == run[-1].number + 1
-                and self.map.offsets[fill.number]
-                == self.map.offsets[run[-1].number] + self.map.lengths[run[-1].number]
-                and len(run) < _MAX_VECTORS
-            ):
-                yield run
-                run = []
-            run.append(fill)
-        if run:
-            yield run
-
-    def _write_run(self, run: Sequence[Fill], offset: int) -> None:
-        total = sum(len(fill.data) for fill in run)
-        try:
-            written = os.pwritev(self._fd, [fill.data for fill in run], offset)
-            if written != total:
-                rest = b"".join(fill.data for fill in run)
-                while written < total:
-                    written += os.pwrite(self._fd, memoryview(rest)[written:], offset + written)
-        except OSError:
-            # Half a run may have taken the last blocks of a full disk.
-            punch_spans(self._fd, self.map, range(run[0].number, run[-1].number + 1))
-            raise
 
     def _drop(self, numbers: Sequence[int]) -> int:
         freed = self.map.clear(numbers)
