@@ -20,6 +20,7 @@ from veneer.mount.erofs_fanotify import mount_guarded, tail_file
 from veneer.mount.filetable import FileTable
 from veneer.mount.metadata import metadata_image
 from veneer.mount.precontent import GuardedDevices
+from veneer.mount.resident import Guards
 from veneer.mount.superblocks import Superblocks
 from veneer.store.presence import Form
 from veneer.store.punch import punch
@@ -193,6 +194,21 @@ class Guarded:
         await trio.to_thread.run_sync(lambda: kernel.unmount_ours(target, lazy=lazy))
         await gone.wait()
         await self.devices.release(self.device.real)
+
+
+@asynccontextmanager
+async def guards() -> AsyncIterator[Guards]:
+    """What a daemon has for its mounts."""
+    group = fanotify.open_group()
+    both = Guards(GuardedDevices(group), Superblocks())
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(both.devices.serve)
+            await nursery.start(both.superblocks.serve)
+            yield both
+            nursery.cancel_scope.cancel()
+    finally:
+        os.close(group)
 
 
 @dataclass

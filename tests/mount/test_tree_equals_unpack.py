@@ -9,8 +9,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.daemon.layouts import lazy_image, settings_in
+from tests.mount.guarding import guards
 from veneer.image import open_image
 from veneer.mount.backends import Subject, open_mounter
+from veneer.mount.base import Choice, Mounter
+from veneer.mount.filetable import FileTable
+from veneer.mount.resident import ResidentMounter
 from veneer.mount.session import mounted
 from veneer.store.spanstore import open_store
 from veneer.testing.images import Layer, random_layers
@@ -20,7 +24,7 @@ from veneer.testing.unpack import unpack_layers
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
-BACKENDS = ("fuse", "erofs-fuse")
+BACKENDS = ("fuse", "erofs-fuse", "erofs-fanotify")
 #: FUSE here cannot tell holes, so comparing a file reads all of it; test_fuse.py reads larger ones in places.
 LARGEST = 32 << 20
 
@@ -35,12 +39,21 @@ async def mounted_tree(layers: list[Layer], devices: str, backend: str, director
         subject = Subject(
             image.name, image.devices, lambda: image.index, image.index_descriptor.digest, store, attached
         )
-        mounter = await open_mounter(
-            backend, subject, cache_dir=configured.cache_dir, devices=directory / "devices"
-        )
-        async with mounted(mounter, mountpoint):
-            found = await trio.to_thread.run_sync(scan, mountpoint)
+        cache_dir = configured.cache_dir
+        if backend == "erofs-fanotify":
+            async with guards() as shared:
+                files, choice = FileTable(subject.index), Choice(backend, "")
+                resident = ResidentMounter(shared, subject, store, files, cache_dir=cache_dir, choice=choice)
+                found = await shown(resident, mountpoint)
+        else:
+            mounter = await open_mounter(backend, subject, cache_dir=cache_dir, devices=directory / "devices")
+            found = await shown(mounter, mountpoint)
     return found
+
+
+async def shown(mounter: Mounter, mountpoint: Path) -> dict[bytes, Fact]:
+    async with mounted(mounter, mountpoint):
+        return await trio.to_thread.run_sync(scan, mountpoint)
 
 
 def differences(layers: list[Layer], devices: str, backend: str) -> list[str]:
