@@ -63,9 +63,9 @@ async def test_collecting_evicts_what_is_oldest_and_removes_what_is_empty(
 ) -> None:
     (cache_dir / "devices" / ".trash-of-a-crash").mkdir()
     (cache_dir / "devices" / ("0" * 64)).mkdir()
-    assert collect(cache_dir, 450 * KIB) == 0
-    assert collect(cache_dir, 400 * KIB) == 50 * KIB
-    assert collect(cache_dir, 160 * KIB) == 250 * KIB
+    assert collect(cache_dir, 450 * KIB).bytes == 0
+    assert collect(cache_dir, 400 * KIB).bytes == 50 * KIB
+    assert collect(cache_dir, 160 * KIB).bytes == 250 * KIB
     assert [device.key for device in list_devices(cache_dir)] == [samples[1].device.key.hex]
     assert names_in(cache_dir / "devices") == {".collect", ".ledger", samples[1].device.key.hex}
 
@@ -73,7 +73,13 @@ async def test_collecting_evicts_what_is_oldest_and_removes_what_is_empty(
 async def test_checking_finds_and_drops_damage(
     tmp_path: Path, cache_dir: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check(cache_dir).to_json() == {"spans": 9, "bytes": 450 * KIB, "damaged": 0, "discarded": 0}
+    assert check(cache_dir).to_json() == {
+        "spans": 9,
+        "bytes": 450 * KIB,
+        "damaged": 0,
+        "discarded": 0,
+        "mounted": 0,
+    }
     corrupt(cache_dir, samples[0], "data", 120 * KIB)
     corrupt(cache_dir, samples[1], "map", 700)
     events: list[Event] = []

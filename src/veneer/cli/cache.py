@@ -23,7 +23,7 @@ def list_(invocation: Invocation, _args: CommonArguments) -> int:
                 size_text(device.size),
                 f"{device.present_spans}/{device.spans}",
                 when.strftime("%Y-%m-%d %H:%M") if device.last_used_ns else "never",
-                "in use" if device.in_use else "",
+                "mounted" if device.mounted else "in use" if device.in_use else "",
             )
         )
     invocation.output.result([device.to_json() for device in devices], table(rows) if devices else "")
@@ -46,11 +46,15 @@ def du(invocation: Invocation, _args: CommonArguments) -> int:
 
 
 def gc(invocation: Invocation, _args: CommonArguments) -> int:
-    """Evict what was not used for longest, down to the quota (--cache-quota)."""
+    """Evict what was not used for longest, down to the quota (--cache-quota).
+
+    Layers that the kernel reads by itself (backend erofs-fanotify) are left to their daemon.
+    """
     from veneer.store.maintenance import collect
 
-    freed = collect(invocation.settings.cache_dir, invocation.settings.cache_quota)
-    invocation.output.result({"bytes": freed}, f"freed {size_text(freed)}")
+    collected = collect(invocation.settings.cache_dir, invocation.settings.cache_quota)
+    text = f"freed {size_text(collected.bytes)}" + _left_alone(collected.mounted)
+    invocation.output.result(collected.to_json(), text)
     return 0
 
 
@@ -63,7 +67,7 @@ def check(invocation: Invocation, _args: CommonArguments) -> int:
     text = f"{checked.spans} spans, {size_text(checked.bytes)} are right"
     if checked.damaged or checked.discarded:
         text += f"; dropped {checked.damaged} damaged spans and {checked.discarded} layers with damaged maps"
-    invocation.output.result(checked.to_json(), text)
+    invocation.output.result(checked.to_json(), text + _left_alone(checked.mounted))
     return 0
 
 
@@ -75,8 +79,13 @@ def clear(invocation: Invocation, _args: CommonArguments) -> int:
     text = f"freed {size_text(cleared.bytes)}: {cleared.removed} layers removed"
     if cleared.emptied:
         text += f", {cleared.emptied} in use emptied"
-    invocation.output.result(cleared.to_json(), text)
+    invocation.output.result(cleared.to_json(), text + _left_alone(cleared.mounted))
     return 0
+
+
+def _left_alone(mounted: int) -> str:
+    """Layers whose bytes the kernel reads by itself are their daemon's."""
+    return f"; left {mounted} mounted layers alone" if mounted else ""
 
 
 COMMAND = group_of(

@@ -1,7 +1,9 @@
 """Look after the device cache of a machine, whether or not something is mounted.
 
 Everything here goes through the same maps and locks as live mounts do, so that nothing it does can give a mount
-a wrong byte: a span that is taken away is a miss there, and fetched again.
+a wrong byte: a span that is taken away is a miss there, and fetched again. Only devices that the kernel reads
+by itself are left alone, and counted: whoever has them mounted looks after them (:mod:`veneer.store.owned`). Not
+even their bytes are read, since that would wait for a daemon that may be busy, or gone.
 
 Not for: the small blobs of images (:mod:`veneer.formats.local`), which :func:`clear` merely deletes, and
 writable layers, which are no cache.
@@ -19,10 +21,21 @@ from veneer.errors import CacheError
 from veneer.events import Notice, Progress, Reporter, silent
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile
-from veneer.store.pin import is_in_use
+from veneer.store.pin import is_in_use, is_pinned_for_good
 from veneer.store.presence import MapMismatch
 
-__all__ = ["Checked", "Cleared", "DeviceInfo", "Usage", "check", "clear", "collect", "list_devices", "usage"]
+__all__ = [
+    "Checked",
+    "Cleared",
+    "Collected",
+    "DeviceInfo",
+    "Usage",
+    "check",
+    "clear",
+    "collect",
+    "list_devices",
+    "usage",
+]
 
 #: Verified copies of manifests, configs, indexes and their sections, and EROFS images made of them: safe to
 #: delete at any time.
@@ -45,6 +58,7 @@ class DeviceInfo:
         present_spans: on disk.
         last_used_ns: when a span of it was last used, since the epoch; 0 if never.
         in_use: whether a process has it open.
+        mounted: whether the kernel reads it by itself.
     """
 
     key: str
@@ -56,6 +70,7 @@ class DeviceInfo:
     present_spans: int
     last_used_ns: int
     in_use: bool
+    mounted: bool
 
     def to_json(self) -> dict[str, str | int | bool]:
         """The fields by name."""
@@ -77,12 +92,28 @@ class Usage:
 
 @dataclass(slots=True)
 class Checked:
-    """What :func:`check` did. ``damaged`` and ``discarded`` are gone from the cache, and no loss."""
+    """What :func:`check` did. ``damaged`` and ``discarded`` are gone from the cache, and no loss.
+
+    ``mounted`` is how many devices the kernel reads by itself, which were left alone.
+    """
 
     spans: int = 0
     bytes: int = 0
     damaged: int = 0
     discarded: int = 0
+    mounted: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The fields by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What :func:`collect` did: bytes freed, and how many devices the kernel reads, which were left alone."""
+
+    bytes: int
+    mounted: int
 
     def to_json(self) -> dict[str, int]:
         """The fields by name."""
@@ -91,11 +122,15 @@ class Checked:
 
 @dataclass(slots=True)
 class Cleared:
-    """What :func:`clear` did: devices deleted, devices in use that were emptied, and bytes freed."""
+    """What :func:`clear` did: devices deleted, devices in use that were emptied, and bytes freed.
+
+    ``mounted`` is how many devices the kernel reads by itself, which were left alone.
+    """
 
     removed: int = 0
     emptied: int = 0
     bytes: int = 0
+    mounted: int = 0
 
     def to_json(self) -> dict[str, int]:
         """The fields by name."""
@@ -118,13 +153,13 @@ def usage(cache_dir: Path) -> Usage:
         return Usage(len(cache.paths()), cache.count(), sum(map(_tree_size, _metadata(cache_dir))))
 
 
-def collect(cache_dir: Path, quota: int) -> int:
-    """Evict what was not used for longest until at most ``quota`` bytes are left. Returns the bytes freed.
+def collect(cache_dir: Path, quota: int) -> Collected:
+    """Evict what was not used for longest until at most ``quota`` bytes are left.
 
     Also removes what a crash left behind.
     """
     with _opened(cache_dir) as cache:
-        return cache.collect(quota)
+        return Collected(cache.collect(quota), sum(map(is_pinned_for_good, cache.paths())))
 
 
 def check(cache_dir: Path, report: Reporter = silent) -> Checked:
@@ -132,6 +167,9 @@ def check(cache_dir: Path, report: Reporter = silent) -> Checked:
     checked = Checked()
     with _opened(cache_dir) as cache:
         for path in cache.paths():
+            if is_pinned_for_good(path):
+                checked.mounted += 1
+                continue
             try:
                 with cache.visit(path) as file:
                     _check_device(cache, file, checked, report)
@@ -172,6 +210,8 @@ def clear(cache_dir: Path) -> Cleared:
         for path in cache.paths():
             if cache.remove(path):
                 cleared.removed += 1
+            elif is_pinned_for_good(path):
+                cleared.mounted += 1
             else:
                 cleared.emptied += 1
         cache.collect(0)
@@ -193,20 +233,19 @@ def _opened(cache_dir: Path) -> Iterator[DeviceCache]:
 
 
 def _describe(cache: DeviceCache, path: Path) -> DeviceInfo | None:
-    in_use = is_in_use(path)
+    mounted, in_use = is_pinned_for_good(path), is_in_use(path)
     try:
         with cache.visit(path) as file:
             held = list(file.held())
             size = sum(file.map.lengths)
             used = max((used for _, used, _ in held), default=0)
             present = file.map.present_bytes
-            return DeviceInfo(
-                path.name, file.map.blob, file.map.form, size, present, file.map.count, len(held), used, in_use
-            )
+            blob, form, spans = file.map.blob, file.map.form, file.map.count
+            return DeviceInfo(path.name, blob, form, size, present, spans, len(held), used, in_use, mounted)
     except FileNotFoundError:
         return None
     except MapMismatch:
-        return DeviceInfo(path.name, "", "", 0, 0, 0, 0, 0, in_use)
+        return DeviceInfo(path.name, "", "", 0, 0, 0, 0, 0, in_use, mounted)
 
 
 def _metadata(cache_dir: Path) -> list[Path]:
