@@ -109,6 +109,20 @@ async def test_damaged_local_copies_are_dropped_and_fetched_again(
         assert all(copy.name == hashlib.sha256(copy.read_bytes()).hexdigest() for copy in copies)
 
 
+async def test_what_is_known_is_not_written_again(registry: ScriptedRegistry, settings: Settings) -> None:
+    def copies() -> dict[Path, int]:
+        return {
+            path: path.stat().st_ino for path in (settings.cache_dir / "blobs").rglob("*") if path.is_file()
+        }
+
+    known = []
+    for _ in range(2):
+        async with open_image(f"{registry.host}/app:v1", settings):
+            known.append(copies())
+    assert len(known[0]) == 3
+    assert known[1] == known[0]
+
+
 async def test_a_cache_that_cannot_be_written_costs_only_itself(
     registry: ScriptedRegistry, settings: Settings
 ) -> None:

@@ -47,8 +47,14 @@ class DigestFiles:
         return data
 
     def save(self, digest: Digest, data: bytes) -> None:
-        """Keep ``data``, whose digest the caller has checked."""
+        """Keep ``data``, whose digest the caller has checked, unless a file of that name and size is there.
+
+        Whether that one is damaged is found out when it is read.
+        """
         path = self._path(digest)
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == len(data):
+                return
         temporary = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
