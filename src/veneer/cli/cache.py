@@ -46,10 +46,7 @@ def du(invocation: Invocation, _args: CommonArguments) -> int:
 
 
 def gc(invocation: Invocation, _args: CommonArguments) -> int:
-    """Evict what was not used for longest, down to the quota (--cache-quota).
-
-    Layers that the kernel reads by itself (backend erofs-fanotify) are left to their daemon.
-    """
+    """Evict what was not used for longest, down to the quota (--cache-quota)."""
     from veneer.store.maintenance import collect
 
     collected = collect(invocation.settings.cache_dir, invocation.settings.cache_quota)

@@ -2,7 +2,7 @@
 
 Everything here goes through the same maps and locks as live mounts do, so that nothing it does can give a mount
 a wrong byte: a span that is taken away is a miss there, and fetched again. Only devices that the kernel reads
-by itself are left alone, and counted: whoever has them mounted looks after them (:mod:`veneer.store.owned`). Not
+by itself are left alone, and counted: who has them mounted looks after them (:mod:`veneer.store.owned`). Not
 even their bytes are read, since that would wait for a daemon that may be busy, or gone.
 
 Not for: the small blobs of images (:mod:`veneer.formats.local`), which :func:`clear` merely deletes, and
