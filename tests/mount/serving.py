@@ -14,8 +14,8 @@ from veneer.index.model import ImageIndex
 from veneer.mount.backends import Subject, open_mounter
 from veneer.mount.base import Mounter
 from veneer.mount.fuse import FuseStats
-from veneer.mount.overlay import private_upper
 from veneer.mount.session import MountSession, mounted
+from veneer.mount.upper import private_upper
 
 T = TypeVar("T")
 

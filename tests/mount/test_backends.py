@@ -19,8 +19,8 @@ from veneer.index.model import ImageIndex
 from veneer.mount import metadata
 from veneer.mount.backends import Subject, choose, open_mounter
 from veneer.mount.metadata import metadata_image
-from veneer.mount.overlay import private_upper
 from veneer.mount.session import mounted
+from veneer.mount.upper import private_upper
 from veneer.testing.tars import TarItem, tar
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]

@@ -14,8 +14,8 @@ from tests.mount.serving import in_thread, mounter_of, serving
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.kernel import mount_table, mounts_at
-from veneer.mount.overlay import Upper
 from veneer.mount.session import mounted
+from veneer.mount.upper import Upper
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -112,17 +112,21 @@ async def test_an_unmount_whose_notice_got_lost_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between a look at the table of mounts and the wait for its next change."""
-    look = kernel.mounts_at
-    raced: list[Path] = []
+    look = kernel.mount_table
+    raced: list[kernel.MountEntry] = []
 
-    def unmount_after_looking(path: Path) -> list[kernel.MountEntry]:
-        found = look(path)
-        if not raced and path == tmp_path / "mnt" and any(entry.fstype == "overlay" for entry in found):
-            raced.append(path)
-            kernel.unmount_ours(path, lazy=True)
+    def unmount_after_looking() -> list[kernel.MountEntry]:
+        found = look()
+        overlays = [
+            entry for entry in found if entry.mountpoint == tmp_path / "mnt" and entry.fstype == "overlay"
+        ]
+        if overlays and not raced:
+            raced.extend(overlays)
+            monkeypatch.setattr(kernel, "mount_table", look)
+            kernel.unmount_ours(tmp_path / "mnt", lazy=True)
         return found
 
-    monkeypatch.setattr(kernel, "mounts_at", unmount_after_looking)
+    monkeypatch.setattr(kernel, "mount_table", unmount_after_looking)
     index, data = image(TREE)
     async with serving(tmp_path, index, data, overlay=True) as mount:
         with trio.fail_after(30):

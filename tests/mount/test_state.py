@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from veneer.errors import MountError
-from veneer.mount.overlay import Upper
 from veneer.mount.state import (
     MountRecord,
     claim,
@@ -20,6 +19,7 @@ from veneer.mount.state import (
     sweep,
     this_process,
 )
+from veneer.mount.upper import Upper
 
 
 def record_at(mountpoint: Path) -> MountRecord:

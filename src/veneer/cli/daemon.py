@@ -38,19 +38,19 @@ def run(invocation: Invocation, args: Arguments) -> int:
     A restart, as after an upgrade, disturbs neither mounts nor containers: reads wait for the next worker.
     stop refuses while anything is mounted, unless it is forced to detach it.
     """
-    from veneer.daemon import client
+    from veneer.daemon import lifecycle
 
     run_dir, output = invocation.settings.run_dir.absolute(), invocation.output
     if args.action == "run":
-        client.become_daemon(run_dir, idle_exit_s=args.idle_exit)
+        lifecycle.become_daemon(run_dir, idle_exit_s=args.idle_exit)
     elif args.action == "start":
-        started = client.start_daemon(run_dir, idle_exit_s=args.idle_exit)
+        started = lifecycle.start_daemon(run_dir, idle_exit_s=args.idle_exit)
         output.result({"started": started}, "" if started else "it runs already")
     elif args.action == "stop":
-        stopped = client.stop_daemon(run_dir, force=args.force)
+        stopped = lifecycle.stop_daemon(run_dir, force=args.force)
         output.result({"stopped": stopped}, "" if stopped else "it does not run")
     else:
-        client.restart_daemon(run_dir)
+        lifecycle.restart_daemon(run_dir)
         output.result({"restarted": True}, "")
     return 0
 

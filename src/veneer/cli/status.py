@@ -13,9 +13,9 @@ __all__ = ["COMMAND"]
 
 def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Show what is mounted, who serves it, and how much of each layer is in the cache."""
-    from veneer.daemon.client import listing
+    from veneer.daemon.mounts import list_mounts
 
-    found = listing(invocation.settings.run_dir.absolute())
+    found = list_mounts(invocation.settings.run_dir.absolute())
     parts = [*map(_describe, found.mounts)] or ["nothing is mounted"]
     if found.daemon is not None:
         parts.append(_describe_daemon(found.daemon))

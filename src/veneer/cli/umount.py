@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(invocation: Invocation, args: Arguments) -> int:
     """Unmount DIRECTORY. What was written without --upper is thrown away."""
-    from veneer.daemon.client import umount
+    from veneer.daemon.mounts import umount
 
     record = umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
     document = {"mountpoint": str(record.mountpoint), "image": record.image, "lazy": args.lazy}

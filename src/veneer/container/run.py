@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from veneer.container.runtime import delete_container
+
 __all__ = ["ContainerRun", "Outcome"]
 
 #: Signals passed on to the container's process.
@@ -80,6 +82,9 @@ class ContainerRun:
                     process.wait()
                 if process.stdout:
                     process.stdout.close()
+        if code < 0:
+            # The runtime itself was killed, and left its container behind.
+            delete_container(self._runtime, name)
         return Outcome(code if code >= 0 else 128 - code, first_output)
 
     @contextmanager

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from veneer.daemon.request import error_from_json
+from veneer.daemon.failure import error_from_json
 from veneer.errors import MountError
 
 __all__ = ["DAEMON_SOCKET", "MOUNT_SOCKET", "Refused", "Request", "ask", "short_path"]

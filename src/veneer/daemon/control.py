@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from veneer.daemon.ask import short_path
-from veneer.daemon.request import error_to_json
+from veneer.daemon.failure import error_to_json
 from veneer.errors import UsageError, VeneerError
 
 __all__ = ["Operation", "listen_in", "serve_control"]

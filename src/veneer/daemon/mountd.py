@@ -17,7 +17,8 @@ from pathlib import Path
 
 import trio
 
-from veneer.daemon.request import MountInfo, MountRequest, error_to_json
+from veneer.daemon.failure import error_to_json
+from veneer.daemon.request import MountInfo, MountRequest
 from veneer.daemon.service import serve_mount
 from veneer.errors import VeneerError
 from veneer.events import Event, Notice

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veneer.container.runtime import delete_container
 from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Request, ask
+from veneer.daemon.lifecycle import restore
 from veneer.daemon.report import MountReport
 from veneer.errors import MountError
 from veneer.mount import kernel
@@ -68,6 +68,7 @@ def status_json(record: MountRecord, report: MountReport | None) -> dict[str, ob
 
 def list_mounts(run_dir: Path) -> Listing:
     """Every live mount with its counters, oldest first. Cleans up after dead ones before."""
+    restore(run_dir)
     clean_stale(run_dir)
     deadline = time.monotonic() + STATUS_TIMEOUT_S
     daemon: dict[str, Any] = {}
@@ -106,6 +107,7 @@ def umount(
         MountError: nothing of ours is mounted there, it is in use, or its process does not answer.
     """
     mountpoint = _find_mountpoint(path)
+    restore(run_dir)
     stale = clean_stale(run_dir)
     for record in stale:
         if record.mountpoint == mountpoint:
@@ -156,6 +158,8 @@ def _clean_stale_locked(run_dir: Path) -> list[MountRecord]:
     stale = [record for record in mount_records(run_dir) if not record.daemon and not record.process.alive]
     for record in stale:
         if record.container is not None:
+            from veneer.container.runtime import delete_container  # here: it takes time and is needed rarely
+
             delete_container(*record.container)
         detach(record)
         release(run_dir, record)

@@ -10,7 +10,6 @@ from pathlib import Path
 from veneer.daemon.mountpoint import prepare_mountpoint
 from veneer.daemon.request import MountRequest
 from veneer.errors import MountError
-from veneer.mount.overlay import Upper, private_upper
 from veneer.mount.state import (
     MountRecord,
     claim,
@@ -21,6 +20,7 @@ from veneer.mount.state import (
     retire,
     this_process,
 )
+from veneer.mount.upper import Upper, private_upper
 
 __all__ = ["Place"]
 

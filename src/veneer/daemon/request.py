@@ -5,19 +5,17 @@ Messages, one JSON object a line: to the process a :class:`MountRequest`; from i
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from veneer.container.options import ContainerOptions
-from veneer.errors import VeneerError
 from veneer.mount.state import Process
 from veneer.oci.descriptor import Platform
 from veneer.oci.reference import LayoutReference, parse_reference
 from veneer.settings import Settings
 
-__all__ = ["ContainerRequest", "MountInfo", "MountRequest", "error_from_json", "error_to_json"]
+__all__ = ["ContainerRequest", "MountInfo", "MountRequest", "absolute_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,21 +183,3 @@ def absolute_image(text: str) -> str:
     if isinstance(reference, LayoutReference):
         reference = replace(reference, path=reference.path.absolute())
     return str(reference)
-
-
-def error_to_json(error: VeneerError) -> dict[str, object]:
-    """An error for another process."""
-    return {"type": "error", "code": error.exit_code, "message": error.message, "hint": error.hint}
-
-
-def error_from_json(value: dict[str, object]) -> VeneerError:
-    """The same error here: its class follows from its exit code."""
-    code, hint = value.get("code"), value.get("hint")
-    cls = next((found for found in _error_classes(VeneerError) if found.exit_code == code), VeneerError)
-    return cls(str(value.get("message")), hint=None if hint is None else str(hint))
-
-
-def _error_classes(root: type[VeneerError]) -> Iterator[type[VeneerError]]:
-    yield root
-    for found in root.__subclasses__():
-        yield from _error_classes(found)

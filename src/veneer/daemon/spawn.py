@@ -5,7 +5,8 @@ import subprocess
 import sys
 from typing import IO
 
-from veneer.daemon.request import MountInfo, MountRequest, error_from_json
+from veneer.daemon.failure import error_from_json
+from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.events import Notice, Reporter, silent
 

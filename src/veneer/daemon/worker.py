@@ -26,9 +26,10 @@ import trio
 
 from veneer import __version__
 from veneer.daemon.control import Operation, serve_control
+from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
 from veneer.daemon.mounts import status_json
-from veneer.daemon.request import MountRequest, error_to_json
+from veneer.daemon.request import MountRequest
 from veneer.daemon.residents import Residents
 from veneer.errors import MountError, UsageError, VeneerError
 from veneer.events import Event, Notice

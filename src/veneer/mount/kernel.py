@@ -6,11 +6,9 @@ serves it, which may be this one.
 Every function here blocks; an event loop calls them in a thread.
 """
 
-import ctypes
 import errno
 import os
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +40,15 @@ MAX_OPTIONS = 4095
 #: fusermount3 has nothing to wait for: one system call, then the mount table.
 TIMEOUT_S = 20.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
-_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+
+def _call(name: str, *arguments: object) -> int:
+    """Call a function of the C library, and return the error number, or 0."""
+    import ctypes  # here: whoever only looks at the mount table does without
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+    libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    return ctypes.get_errno() if getattr(libc, name)(*arguments) != 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,7 @@ def mount(target: Path, fstype: str, options: bytes, flags: int = 0) -> None:
             f"cannot mount {fstype} on {target}: {len(options)} bytes of options are too many",
             hint="use directories with shorter names",
         )
-    if _libc.mount(SOURCE.encode(), os.fsencode(target), fstype.encode(), flags, options) != 0:
-        number = ctypes.get_errno()
+    if number := _call("mount", SOURCE.encode(), os.fsencode(target), fstype.encode(), flags, options):
         hint = "the kernel log (dmesg) often names the option" if number == errno.EINVAL else None
         raise MountError(f"cannot mount {fstype} on {target}: {os.strerror(number)}", hint=hint)
 
@@ -110,12 +113,13 @@ def unmount_ours(target: Path, *, lazy: bool = False) -> None:
 
 
 def _umount2(target: Path, flags: int) -> None:
-    if _libc.umount2(os.fsencode(target), flags) != 0:
-        number = ctypes.get_errno()
+    if number := _call("umount2", os.fsencode(target), flags):
         raise OSError(number, os.strerror(number), str(target))
 
 
 def _fusermount(target: Path, *, lazy: bool) -> None:
+    import subprocess
+
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

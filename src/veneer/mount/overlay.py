@@ -14,48 +14,19 @@ kernel's defaults are:
   and files written later differ in ``st_dev``, which is what overlays over several file systems do.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.errors import MountError, UsageError
+from veneer.errors import MountError
 from veneer.mount import kernel
+from veneer.mount.upper import Upper
 
-__all__ = ["Upper", "discard", "mount_overlay", "prepare_upper", "private_upper"]
+__all__ = ["mount_overlay", "prepare_upper"]
 
 _FEATURES = b"redirect_dir=off,metacopy=off,index=off,xino=off"
-
-
-@dataclass(frozen=True, slots=True)
-class Upper:
-    """A writable layer.
-
-    Args:
-        directory: holds what was written, in overlayfs's own form.
-        work: scratch space of the kernel, on the same file system, used by one mount at a time.
-        private: nobody wants the contents after the mount: they need not survive a crash.
-    """
-
-    directory: Path
-    work: Path
-    private: bool = False
-
-    @classmethod
-    def at(cls, directory: Path) -> "Upper":
-        """The layer that a user keeps in ``directory``; its scratch space is made next to it."""
-        directory = Path(os.path.abspath(directory))
-        if not directory.name:
-            raise UsageError(f"{directory} cannot be an upper directory")
-        return cls(directory, directory.with_name(f".{directory.name}.veneer-work"))
-
-
-def private_upper(parent: Path) -> Upper:
-    """A layer under ``parent``, a directory of its own that goes with it."""
-    return Upper(parent / "upper", parent / "work", private=True)
 
 
 def prepare_upper(upper: Upper, lower: Path) -> None:
@@ -88,15 +59,6 @@ def mount_overlay(lower: Path, upper: Upper, mountpoint: Path) -> None:
         )
     )
     kernel.mount(mountpoint, "overlay", options)
-
-
-def discard(upper: Upper) -> None:
-    """Remove what only the kernel or a private layer needed; blocks."""
-    shutil.rmtree(upper.work, ignore_errors=True)
-    if upper.private:
-        shutil.rmtree(upper.directory, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            upper.directory.parent.rmdir()
 
 
 def _escape(path: Path, special: bytes) -> bytes:

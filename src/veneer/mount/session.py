@@ -16,7 +16,8 @@ import trio
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.base import Mounter
-from veneer.mount.overlay import Upper, discard, mount_overlay, prepare_upper
+from veneer.mount.overlay import mount_overlay, prepare_upper
+from veneer.mount.upper import Upper, discard
 from veneer.mount.users import users_of
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery

@@ -10,11 +10,8 @@ Every function here blocks; an event loop calls them in a thread.
 
 import contextlib
 import errno
-import hashlib
 import json
-import logging
 import os
-import shutil
 import stat
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,7 +19,7 @@ from pathlib import Path
 
 from veneer.errors import MountError
 from veneer.mount import kernel
-from veneer.mount.overlay import Upper, discard
+from veneer.mount.upper import Upper, discard
 
 __all__ = [
     "MountRecord",
@@ -37,8 +34,6 @@ __all__ = [
     "sweep",
     "this_process",
 ]
-
-log = logging.getLogger(__name__)
 
 _STATE = "state.json"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -136,6 +131,8 @@ class MountRecord:
 
 def mount_id(mountpoint: Path) -> str:
     """The name of a mount follows from its place, so two processes cannot both begin one there."""
+    import hashlib
+
     return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
 
 
@@ -158,7 +155,7 @@ def claim(run_dir: Path, record: MountRecord) -> Path:
         # Renaming onto a directory that is not empty fails, so exactly one of two claims succeeds.
         draft.rename(directory)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove(draft)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise MountError(
                 f"{record.mountpoint} is mounted already", hint="see veneer status, or unmount it first"
@@ -181,6 +178,9 @@ def mount_records(run_dir: Path) -> list[MountRecord]:
         except FileNotFoundError:
             continue  # it was unmounted just now
         except (OSError, ValueError, TypeError, KeyError) as error:
+            import logging
+
+            log = logging.getLogger(__name__)
             log.warning("mount record not readable path=%s cause=%r", path, error)
         else:
             found.append(replace(record, id=path.parent.name))
@@ -233,7 +233,7 @@ def release(run_dir: Path, record: MountRecord) -> None:
     with contextlib.suppress(FileNotFoundError):
         # At once, so that no half-removed directory is in the way of the next mount.
         directory.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove(gone)
 
 
 def sweep(run_dir: Path) -> None:
@@ -241,7 +241,13 @@ def sweep(run_dir: Path) -> None:
     for path in (run_dir / "mounts").glob(".*.*"):
         pid = path.name.rpartition(".")[2]
         if pid.isdigit() and _start_of(int(pid)) is None:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(directory: Path) -> None:
+    import shutil  # here, as everything that only few commands need
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _check_owner(run_dir: Path) -> None:
