@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from veneer.container.runtime import RUNTIMES, find_runtime
 from veneer.errors import MountError, VeneerError
 from veneer.mount.access import FUSE_CONF, check_fuse, others_allowed
 from veneer.mount.erofs import try_erofs
+from veneer.mount.erofs_fanotify import try_fanotify
 from veneer.settings import Settings
 
 __all__ = ["Check", "examine"]
@@ -26,10 +28,12 @@ __all__ = ["Check", "examine"]
 LITTLE_SPACE = 1 << 30
 #: A program that only prints its version.
 VERSION_TIMEOUT_S = 10.0
-#: The first kernel with them.
-_PRE_CONTENT_EVENTS = (6, 14)
+#: The daemon has some for itself, a few for each mount, and one for each reader that waits.
+FEW_DESCRIPTORS = 4096
+#: A daemon takes one group, other programs take some.
+FEW_GROUPS = 8
+_FANOTIFY_LIMITS = Path("/proc/sys/fs/fanotify")
 _LIBFUSE = "libfuse3.so.3"
-_FAN_CLASS_PRE_CONTENT, _FAN_CLOEXEC = 0x08, 0x01
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def examine(settings: Settings) -> list[Check]:
         _runtime,
         _user_namespaces,
         _erofs_fuse,
-        _pre_content,
+        _erofs_fanotify,
+        _limits,
     )
     return [finding for check in checks for finding in check(settings)]
 
@@ -179,21 +184,35 @@ def _erofs_fuse(settings: Settings) -> Iterator[Check]:
         yield Check(name, "ok", "a trial mount worked")
 
 
-def _pre_content(_settings: Settings) -> Iterator[Check]:
-    version = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
-    events = version >= _PRE_CONTENT_EVENTS and _pre_content_events()
-    yield Check(
-        "fanotify pre-content events", "info", "available" if events else "not available (Linux 6.14, root)"
-    )
+def _erofs_fanotify(settings: Settings) -> Iterator[Check]:
+    name = "backend erofs-fanotify"
+    if os.geteuid() != 0:
+        yield Check(name, "info", "needs root")
+        return
+    try:
+        try_fanotify(_existing(settings.cache_dir))
+    except MountError as error:
+        yield Check(name, "info", f"{error.message}; mounts use another backend, which is slower", error.hint)
+    else:
+        yield Check(name, "ok", "a trial mount worked")
 
 
-def _pre_content_events() -> bool:
-    libc = ctypes.CDLL(None, use_errno=True)
-    group = libc.fanotify_init(_FAN_CLASS_PRE_CONTENT | _FAN_CLOEXEC, os.O_RDONLY)
-    if group < 0:
-        return False
-    os.close(group)
-    return True
+def _limits(_settings: Settings) -> Iterator[Check]:
+    if os.geteuid() != 0:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < FEW_DESCRIPTORS:
+        yield Check(
+            "descriptors",
+            "info",
+            f"the hard limit of open files is {hard}; {hard // 2} readers at most can wait at a time",
+            f"raise it to {FEW_DESCRIPTORS} or more where the daemon is started (ulimit -Hn, LimitNOFILE=)",
+        )
+    path = _FANOTIFY_LIMITS / "max_user_groups"
+    if path.exists() and (groups := int(path.read_text())) < FEW_GROUPS:
+        yield Check(
+            "fanotify", "info", f"only {groups} groups for all programs of root", f"raise the limit in {path}"
+        )
 
 
 def _filesystems() -> set[str]:
