@@ -32,7 +32,13 @@ TREE: dict[bytes, Entry | bytes] = {
     b"d/three": file(b"three"),
     b"ping": file(b"p", 0o755, xattrs=((b"security.capability", CAPABILITY),)),
 }
-ROOT = directory(0o711, uid=3, gid=4, xattrs=((b"user.root", b"r"),))
+ROOT = directory(
+    0o711,
+    uid=3,
+    gid=4,
+    mtime_ns=1_500_000_000_123_456_789,
+    xattrs=((b"security.selinux", b"label"), (b"user.root", b"r")),
+)
 
 
 @BACKENDS
@@ -42,7 +48,10 @@ async def test_programs_write_and_the_image_does_not_change(tmp_path: Path, back
     def work(path: Path) -> None:
         root = path.stat()
         assert (stat.S_IMODE(root.st_mode), root.st_uid, root.st_gid) == (0o711, 3, 4)
-        assert os.getxattr(path, "user.root") == b"r"
+        attributes = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+        assert attributes["user.root"] == b"r"
+        assert b"label" not in attributes.values(), "labels are for the host to give"
+        assert root.st_mtime_ns == 1_500_000_000_123_456_789
         # Appending copies the file up, with everything that belongs to it.
         with (path / "d/one").open("ab") as one:
             one.write(b"+more")

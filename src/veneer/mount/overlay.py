@@ -26,6 +26,8 @@ from veneer.mount.upper import Upper
 
 __all__ = ["mount_overlay", "prepare_upper"]
 
+#: On a mounted file system it is this host's word for that, and no attribute of the image.
+_LABEL = "security.selinux"
 _FEATURES = b"redirect_dir=off,metacopy=off,index=off,xino=off"
 
 
@@ -70,5 +72,6 @@ def _copy_root(lower: Path, directory: Path) -> None:
     os.chown(directory, root.st_uid, root.st_gid)
     directory.chmod(stat.S_IMODE(root.st_mode))
     for name in os.listxattr(lower):
-        os.setxattr(directory, name, os.getxattr(lower, name))
+        if name != _LABEL:
+            os.setxattr(directory, name, os.getxattr(lower, name))
     os.utime(directory, ns=(root.st_mtime_ns, root.st_mtime_ns))
