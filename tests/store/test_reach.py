@@ -10,6 +10,8 @@ from tests.store.rig import KIB, RAW, ScriptedSource, sample, store_settings
 from veneer.store.spanstore import open_store
 
 SPANS, SPAN = 256, 64 * KIB
+#: Less than what lets the store fetch the rest on its own.
+READ = 62
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def mock_clock() -> MockClock:
     return MockClock(autojump_threshold=0.02)
 
 
-@pytest.mark.parametrize(("rtt_s", "fewest", "most"), [(0.05, 4, SPANS // 4), (0.0, SPANS, SPANS)])
+@pytest.mark.parametrize(("rtt_s", "fewest", "most"), [(0.05, 4, READ // 3), (0.0, READ, READ)])
 async def test_reading_span_after_span(
     tmp_path: Path, mock_clock: MockClock, rtt_s: float, fewest: int, most: int
 ) -> None:
@@ -30,12 +32,12 @@ async def test_reading_span_after_span(
     source = ScriptedSource(one.blob, far)
     async with open_store(store_settings(tmp_path)) as store:
         attached = store.attach(one.device, source)
-        for offset in range(0, SPANS * SPAN, SPAN):
+        for offset in range(0, READ * SPAN, SPAN):
             assert await store.read(attached, offset, 4 * KIB) == one.plain[offset : offset + 4 * KIB]
     assert fewest <= len(source.requests) <= most
     # About what arrives in one round trip (12.5 MB/s), and nothing twice.
     assert max(length for _, length in source.requests) <= 2 * rtt_s * 12.5e6 + SPAN
-    assert sum(length for _, length in source.requests) == len(one.blob)
+    assert READ * SPAN <= sum(length for _, length in source.requests) <= READ * SPAN + 2 * rtt_s * 12.5e6
 
 
 async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, mock_clock: MockClock) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from veneer.errors import IntegrityError, VeneerError
 from veneer.index.model import Codec, Device, Span
 from veneer.source.base import BlobSource
+from veneer.store.bulk import Bulk
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.fetch import FetchQueue
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 #: Verifies and decodes the stored bytes of a span: :func:`veneer.codec.check_and_decode`, or one with a key.
 Decode = Callable[[Span, bytes | memoryview, str], bytes]
 
+#: State of a span -> whether the disk has it.
+_HELD = bytes(state == PRESENT for state in range(256))
 _RAW = Codec("raw")
 
 
@@ -84,8 +87,9 @@ class AttachedDevice:
         self.spans = device.spans
         self.size = device.spans.size
         self.file = file
-        #: The jobs for it; set by the store, which answers them.
+        #: The jobs for it, and what makes jobs of the rest; set by the store, which answers them.
         self.queue: FetchQueue
+        self.bulk: Bulk
         self.twins: dict[int, list[tuple[AttachedDevice, int]]] = {}
         self._cache = cache
         self._memory = memory
@@ -187,6 +191,16 @@ class AttachedDevice:
         if self._direct is not None and self._direct.states[number] == PRESENT:
             return True
         return self._remembers and self._memory.get(self._key, number) is not None
+
+    def held(self) -> bytearray:
+        """One byte a span: 0 if the disk is to have it and does not, or not trusted."""
+        if self.file is None:
+            return bytearray(b"\x01" * len(self.spans))
+        return bytearray(bytes(self.file.states).translate(_HELD))
+
+    def is_held(self, number: int) -> bool:
+        """The same of one span."""
+        return self.file is None or self.file.states[number] == PRESENT
 
     def has_room(self, length: int) -> bool:
         """Whether so many bytes can be written to disk without evicting others first."""

@@ -7,12 +7,14 @@ Used from the store's own thread only. Not here: what to ask of a source (:mod:`
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import trio
 
 from veneer.errors import IntegrityError, Unavailable
 from veneer.store.attached import AttachedDevice, Twins
+from veneer.store.bulk import Bulk
 from veneer.store.fetch import Priority, SpanJob, hops
 from veneer.store.presence import Form
 from veneer.store.stats import StoreStats
@@ -49,7 +51,15 @@ class Jobs:
         self._unindexed: list[AttachedDevice] = []
 
     def add(self, attached: AttachedDevice) -> None:
-        """Look for the device's spans in the others from now on, and for theirs in it."""
+        """Take a new device: look for its spans in the others from now on, and for theirs in it."""
+        attached.bulk = Bulk(
+            attached.spans,
+            attached,
+            attached.queue,
+            partial(self.start, attached, priority=Priority.BULK),
+            nursery=self._nursery,
+            stats=self._stats,
+        )
         self._unindexed.append(attached)
 
     def remove(self, attached: AttachedDevice) -> None:
@@ -71,11 +81,13 @@ class Jobs:
         queue = attached.queue
         jobs: list[SpanJob] = []
         local: list[SpanJob] = []
+        fresh: int | None = None
         for number in numbers:
             if (job := queue.jobs.get(number)) is not None:
                 queue.promote(job, priority)
             else:
                 job = queue.jobs[number] = SpanJob(number, priority)
+                fresh = number if fresh is None else fresh
                 if attached.is_local(number):
                     local.append(job)
                 else:
@@ -83,6 +95,8 @@ class Jobs:
             jobs.append(job)
         if local:
             self._nursery.start_soon(self._find, attached, local)
+        if priority is Priority.DEMAND and fresh is not None:
+            attached.bulk.missed(fresh)
         return jobs
 
     async def wait(self, attached: AttachedDevice, jobs: Sequence[SpanJob], offset: int, length: int) -> None:

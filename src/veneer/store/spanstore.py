@@ -117,6 +117,8 @@ class SpanStore:
 
     def cached(self, attached: AttachedDevice, offset: int, length: int) -> bytes | None:
         """The bytes if they are here and trusted, else None. Never waits, never fetches."""
+        if attached.bulk.watching:
+            attached.bulk.note(offset, length)
         data = attached.peek(offset, length)
         if data is not None:
             stats = self.stats
@@ -171,6 +173,8 @@ class SpanStore:
 
         For a device that this store has pinned, the range then stays there for as long as a read can take.
         """
+        if attached.bulk.watching:
+            attached.bulk.note(offset, length)
         held = attached.holds(offset, length)
         if held:
             stats = self.stats

@@ -26,6 +26,8 @@ class StoreStats:
         evicted: spans given up for the quota or for want of disk space.
         uncached: spans that could not be written to the cache, and were served from memory.
         over_quota: writes to mounted devices beyond the quota, because nothing could be evicted for them.
+        bulk_started: times that the rest of a device began to be fetched, because most of it seems to be read.
+        bulk_bytes: bytes asked for on that account.
         errors: reads that ended with an error.
     """
 
@@ -45,6 +47,8 @@ class StoreStats:
     evicted: int = 0
     uncached: int = 0
     over_quota: int = 0
+    bulk_started: int = 0
+    bulk_bytes: int = 0
     errors: int = 0
 
     def to_json(self) -> dict[str, int]:

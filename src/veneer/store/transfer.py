@@ -1,8 +1,7 @@
 """One range request: its spans are handed over as their bytes arrive, not when the last of them has.
 
 A long range is worth asking for because it costs one round trip; a reader of its first span must not wait for
-its last one. While spans are verified and written the request waits, and with it the sender: bytes come no
-faster than they are dealt with.
+its last one. A request holds at most the bytes of its range.
 
 Not here: which range to ask for, and what an error means for its spans (:mod:`veneer.store.fetch`).
 """
@@ -86,7 +85,7 @@ class Transfer:
         link: told of the request.
         stats: where the request is counted.
         deadline_s: after which a source that gives nothing counts as stalled.
-        settle: gets what has arrived, at once when somebody waits for it.
+        settle: gets what has arrived, at once when a demand waits for it.
     """
 
     def __init__(
@@ -113,26 +112,38 @@ class Transfer:
         # What has arrived and is not settled yet: the bytes from _base to _reached.
         self._held: list[bytes] = []
         self._base = self._reached = self._offset
+        self._ended = False
+        self._news = trio.lowlevel.ParkingLot()
 
     async def run(self) -> None:
         """Fetch and settle. Raises VeneerError, once everything that came before is settled."""
         link, demand = self._link, any(job.priority is Priority.DEMAND for job in self._jobs)
         self._stats.requests += 1
         running = link.begin(demand=demand)
-        try:
-            if len(self._jobs) == 1:
-                await self._take(await self._within(self._source.read(self._offset, self._length)))
-            else:
-                async with self._source.stream(self._offset, self._length) as chunks:
-                    while (chunk := await self._within(anext(chunks, None))) is not None:
-                        await self._take(chunk)
-            self._check(self._reached, whole=True)
-        except VeneerError:
-            await self._hand_over(self._whole())
-            raise
-        finally:
-            running += link.end(demand=demand)
+        error: VeneerError | None = None
+        # Bytes are taken as fast as they come: a server that has to wait at every write costs both sides time.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_arrived)
+            try:
+                await self._receive()
+            except VeneerError as caught:
+                error = caught  # the nursery must not cancel the settling of what came before
+            finally:
+                running += link.end(demand=demand)
+                self._ended = True
+                self._news.unpark_all()
+        if error is not None:
+            raise error
         link.observe(self._length, self._waited_s, running / 2)
+
+    async def _receive(self) -> None:
+        if len(self._jobs) == 1:
+            self._take(await self._within(self._source.read(self._offset, self._length)))
+        else:
+            async with self._source.stream(self._offset, self._length) as chunks:
+                while (chunk := await self._within(anext(chunks, None))) is not None:
+                    self._take(chunk)
+        self._check(self._reached, whole=True)
 
     async def _within(self, answer: Awaitable[T]) -> T:
         """Wait for the source, as long as there is patience left: settling is not its fault."""
@@ -145,18 +156,12 @@ class Transfer:
             raise Unavailable(f"{self._source.name}: {what} did not arrive in time")
         return result
 
-    async def _take(self, chunk: bytes) -> None:
+    def _take(self, chunk: bytes) -> None:
         self._stats.bytes_fetched += len(chunk)
         self._check(self._reached + len(chunk), whole=False)
         self._held.append(chunk)
         self._reached += len(chunk)
-        whole = self._whole()
-        if whole and (
-            len(whole) == len(self._jobs)
-            or any(job.waiters for job in whole)
-            or self._spans.starts[whole[-1].number + 1] - self._spans.starts[whole[0].number] >= _BATCH
-        ):
-            await self._hand_over(whole)
+        self._news.unpark_all()
 
     def _check(self, reached: int, *, whole: bool) -> None:
         got = reached - self._offset
@@ -168,15 +173,26 @@ class Transfer:
         """The jobs all of whose bytes are here."""
         return list(takewhile(lambda job: self._end_of(job) <= self._reached, self._jobs))
 
-    async def _hand_over(self, jobs: Sequence[SpanJob]) -> None:
-        if not jobs:
-            return
-        for _ in jobs:
-            self._jobs.popleft()
-        data, base = b"".join(self._held), self._base
-        self._base = self._end_of(jobs[-1])
-        self._held = [data[self._base - base :]]
-        await self._settle(jobs, base, data)
+    async def _settle_arrived(self) -> None:
+        while True:
+            jobs = self._whole()
+            if jobs and (self._ended or self._is_due(jobs)):
+                for _ in jobs:
+                    self._jobs.popleft()
+                data, base = b"".join(self._held), self._base
+                self._base = self._end_of(jobs[-1])
+                self._held = [data[self._base - base :]]
+                await self._settle(jobs, base, data)
+            elif self._ended:
+                return
+            else:
+                await self._news.park()
+
+    def _is_due(self, jobs: Sequence[SpanJob]) -> bool:
+        starts = self._spans.starts
+        return starts[jobs[-1].number + 1] - starts[jobs[0].number] >= _BATCH or any(
+            job.waiters and job.priority is Priority.DEMAND for job in jobs
+        )
 
     def _end_of(self, job: SpanJob) -> int:
         return self._spans.stored_offsets[job.number] + self._spans.stored_lengths[job.number]

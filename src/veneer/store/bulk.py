@@ -1,0 +1,207 @@
+"""Fetch the rest of a device in the background once most of it is likely to be read.
+
+A start reads some percent of an image, here and there; the rest would be fetched for nothing. A backup, a
+scanner or ``cp -a`` reads everything, and should not wait for a request at every step. Readers do not say which
+they are, so it is told from what was read of the device so far:
+
+- a quarter of it, in whatever order: the rest is fetched;
+- a sixteenth of it in long stretches (1 MiB on average, where starts have less than half of that): as much is
+  fetched as was read, so that a wrong guess costs at most what was wanted anyhow.
+
+In both cases at least 4 MiB, and only when a reader has to wait. What is fetched are long ranges, in the order
+of the device from the latest miss on and round its end. They come after everything else that is queued, and few
+at a time; on a link where a range takes its time, one at a time and only while no reader waits for a request.
+
+Bulk stops when nobody has read from the device for a moment, when the source fails, and when the cache is full:
+it never makes anything be evicted. The next miss lets it go on, after a failure only if another request has
+succeeded since.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from veneer.errors import IntegrityError
+from veneer.index.model import SpanTable
+from veneer.store.fetch import FetchQueue
+from veneer.store.stats import StoreStats
+from veneer.store.transfer import SpanJob
+
+__all__ = ["Bulk", "Holder"]
+
+#: Less than this is read in a moment anyhow.
+_LEAST_READ = 4 << 20
+#: Shares of a device: read in any order, and read in long stretches.
+_LARGE_SHARE, _SMALL_SHARE = 1 / 4, 1 / 16
+#: Average length of stretches that are called long.
+_STRETCH = 1 << 20
+#: Readers that pause for so long may have ended.
+_IDLE_S = 2.0
+#: Ranges at a time: one is transferred while another one is verified and written.
+_LANES = 2
+
+
+class Holder(Protocol):
+    """What bulk has to know of the place where spans are kept."""
+
+    def held(self) -> bytearray:
+        """One byte a span: 0 if it has a place on the disk and is not there."""
+
+    def is_held(self, number: int) -> bool:
+        """The same of one span."""
+
+    def has_room(self, length: int) -> bool:
+        """Whether so many bytes can be written without evicting others."""
+
+
+class Bulk:
+    """The bulk reading of one device. Used from the store's own thread only.
+
+    Args:
+        spans: of the device.
+        holder: what it has of them.
+        queue: where its jobs go.
+        start: makes jobs of the lowest priority.
+        nursery: owns the task that feeds the queue.
+        stats: where it is counted.
+    """
+
+    def __init__(
+        self,
+        spans: SpanTable,
+        holder: Holder,
+        queue: FetchQueue,
+        start: Callable[[Sequence[int]], list[SpanJob]],
+        *,
+        nursery: trio.Nursery,
+        stats: StoreStats,
+    ) -> None:
+        self._spans = spans
+        self._holder = holder
+        self._queue = queue
+        self._start = start
+        self._nursery = nursery
+        self._stats = stats
+        #: Whether reads are of interest: not those of a device that is all there.
+        self.watching = 0 in holder.held()
+        # What was read; by span, from 1 on, so that every one has two neighbours.
+        self._read = bytearray(len(spans) + 2)
+        self._read_bytes = self._stretches = self._reads = 0
+        # Plain bytes that bulk has asked for, and spans that the source has wrong.
+        self._asked = 0
+        self._wrong: set[int] = set()
+        # Of the present run: spans that are dealt with, and where it goes on.
+        self._done = bytearray()
+        self._place = 0
+        self._running = self._paused = self._failed = False
+
+    def note(self, offset: int, length: int) -> None:
+        """A reader asks for this range, which may be there already."""
+        self._reads += 1
+        read, starts = self._read, self._spans.starts
+        for number in self._spans.covering(offset, length):
+            if not read[number + 1]:
+                read[number + 1] = 1
+                self._read_bytes += starts[number + 1] - starts[number]
+                self._stretches += 1 - read[number] - read[number + 2]
+        if self._paused and self._asked < self._allowance():
+            self._begin()
+
+    def missed(self, number: int) -> None:
+        """A reader has to wait for a span that nobody had asked for."""
+        self.watching = True
+        self._place = number
+        if not self._running and self._asked < self._allowance() and not self._queue.failing:
+            self._begin()
+
+    def _allowance(self) -> float:
+        """How many bytes bulk may have asked for by now."""
+        read, size = self._read_bytes, self._spans.size
+        if read < _LEAST_READ or read < size * _SMALL_SHARE:
+            return 0
+        if read >= size * _LARGE_SHARE:
+            return math.inf
+        return read if read >= self._stretches * _STRETCH else 0
+
+    def _begin(self) -> None:
+        self._running, self._paused, self._failed = True, False, False
+        self._done = self._holder.held()
+        self._nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
+        link, reads, since = self._queue.link, self._reads, trio.current_time()
+        began = False
+        try:
+            while not self._failed:
+                if self._reads != reads:
+                    reads, since = self._reads, trio.current_time()
+                elif trio.current_time() - since >= _IDLE_S:
+                    return
+                if link.bulk >= (_LANES if link.is_wide else 1) or (link.demanded and not link.is_wide):
+                    await link.freed.park()
+                    continue
+                if self._asked >= self._allowance():
+                    self._paused = True
+                    return
+                numbers = self._next(link.bulk_limit, link.gap_limit)
+                if not numbers:
+                    self.watching = 0 in self._holder.held()
+                    return
+                length = sum(self._spans[number].length for number in numbers)
+                if not self._holder.has_room(length):
+                    return
+                if not began:
+                    began = True
+                    self._stats.bulk_started += 1
+                self._asked += length
+                self._stats.bulk_bytes += sum(self._spans.stored_lengths[number] for number in numbers)
+                link.bulk += 1
+                self._nursery.start_soon(self._follow, self._start(numbers))
+        finally:
+            self._running = False
+
+    def _next(self, limit: int, gap: int) -> list[int]:
+        """The spans of the next range; none when all are there or under way."""
+        spans, jobs, done = self._spans, self._queue.jobs, self._done
+        offsets, lengths = spans.stored_offsets, spans.stored_lengths
+        numbers: list[int] = []
+        begin = end = 0
+        number = done.find(0, self._place)
+        wrapped = False
+        while True:
+            if number < 0:
+                # A range ends where the device does.
+                if numbers or wrapped:
+                    break
+                number, wrapped = done.find(0), True
+                continue
+            if not self._holder.is_held(number) and number not in jobs and number not in self._wrong:
+                past = offsets[number] + lengths[number]
+                if numbers and (offsets[number] - end > gap or past - begin > limit):
+                    break
+                begin, end = begin if numbers else offsets[number], past
+                numbers.append(number)
+            done[number] = 1
+            number = done.find(0, number + 1)
+        self._place = max(number, 0)
+        return numbers
+
+    async def _follow(self, jobs: list[SpanJob]) -> None:
+        """Wait for a range; what it brought is not kept here."""
+        try:
+            jobs.reverse()
+            while jobs:
+                job = jobs.pop()
+                await job.done.wait()
+                if isinstance(job.error, IntegrityError):
+                    self._wrong.add(job.number)
+                # The disk may have refused what came: then the rest will fare no better.
+                self._failed |= job.error is not None or (
+                    job.plain is not None and not self._holder.is_held(job.number)
+                )
+        finally:
+            link = self._queue.link
+            link.bulk -= 1
+            link.freed.unpark_all()
