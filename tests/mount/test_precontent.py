@@ -488,6 +488,31 @@ async def test_holders_that_come_and_go_at_once_share_one_mark(tmp_path: Path) -
         assert (stats.held, stats.marked, guarded.device.pinned) == (0, 0, False)
 
 
+async def test_holding_again_waits_until_a_release_is_done(tmp_path: Path) -> None:
+    """Or the mark would go that the next mount relies on."""
+    index, data = image({b"f": file(CONTENT)})
+    files = FileTable(lambda: index)
+    async with guarding(tmp_path, index, data) as guarded:
+        devices, real, unpin = guarded.devices, guarded.device.real, guarded.store.unpin
+        begun, go_on = trio.Event(), threading.Event()
+
+        def slow_unpin(attached: object) -> None:
+            trio.from_thread.run_sync(begun.set)
+            assert go_on.wait(30)
+            unpin(attached)  # type: ignore[arg-type] # the same one
+
+        guarded.store.unpin = slow_unpin  # type: ignore[method-assign]
+        await devices.hold(guarded.store.real, real, files, "test")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(devices.release, real)
+            await begun.wait()
+            nursery.start_soon(devices.hold, guarded.store.real, real, files, "test")
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
+        assert (devices.stats.held, devices.stats.marked, guarded.device.pinned) == (1, 1, True)
+        assert await run("cat", guarded.device.path) == CONTENT
+
+
 async def test_releasing_fails_readers_of_the_file_and_waits_for_them(tmp_path: Path) -> None:
     index, data = image({b"f": file(CONTENT)})
     async with trio.open_nursery() as nursery, guarding(tmp_path, index, data) as guarded:

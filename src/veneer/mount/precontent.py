@@ -45,6 +45,8 @@ _BATCH = 64
 #: Bounds of how many readers may wait in this process, each of which costs a descriptor and a task; the kernel
 #: keeps the rest. Half of the descriptors are for everything else.
 _FEWEST_PENDING, _MOST_PENDING = 32, 16384
+#: Devices that are taken or given up at a time, in a few system calls.
+_THREADS = 4
 
 
 class GuardedDevices:
@@ -71,6 +73,8 @@ class GuardedDevices:
         self._parked: dict[tuple[int, int], list[Event]] = {}
         self._probing = 0
         self._draining = False
+        #: Our own: all others may be waiting for what these do.
+        self._threads = trio.CapacityLimiter(_THREADS)
         #: Who waits for events to be answered.
         self._waiting = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
@@ -147,8 +151,7 @@ class GuardedDevices:
         self, store: SpanStore, attached: Sequence[AttachedDevice], files: FileTable, image: str
     ) -> AsyncIterator[Callable[[], None]]:
         """:meth:`hold` all devices of an image; what it yields is to be called when they have been mounted."""
-        held: list[AttachedDevice] = []
-        unopened: list[AttachedDevice] = []
+        held, unopened = list[AttachedDevice](), list[AttachedDevice]()
 
         def opened() -> None:
             while unopened:
@@ -218,20 +221,20 @@ class GuardedDevices:
         if self._nursery is None:
             raise RuntimeError("a device is held only while events are served")
         await self._nursery.start(self._keep, guarded)
-        guarded.store.pin(guarded.attached, guarded.mark)
+        # In a thread: who has the lock that this takes may be waiting for an answer of ours.
+        await trio.to_thread.run_sync(guarded.store.pin, guarded.attached, guarded.mark, limiter=self._threads)
         guarded.mark()
         self._probing += 1
         self._waiting.unpark_all()
         try:
-            # Abandoned when nobody answers any more: a daemon thread that ends with the process.
-            await trio.to_thread.run_sync(_probe, guarded, abandon_on_cancel=True)
+            # Abandoned when nobody answers any more.
+            await trio.to_thread.run_sync(_probe, guarded, abandon_on_cancel=True, limiter=self._threads)
         finally:
             self._probing -= 1
             guarded.probe = None
         guarded.ready = True
 
     async def _keep(self, guarded: Guarded, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the tasks of a device."""
         try:
             async with trio.open_nursery() as nursery:
                 guarded.nursery = nursery
@@ -242,16 +245,17 @@ class GuardedDevices:
             guarded.ended.set()
 
     async def _end(self, inode: tuple[int, int], guarded: Guarded) -> None:
-        del self._devices[inode]
-        self.stats.held -= 1
+        """Undo :meth:`_begin`. Whoever wants to hold the device again waits until all of this is done."""
         guarded.ready = False
         if guarded.nursery is not None:
             guarded.nursery.cancel_scope.cancel()
             await guarded.ended.wait()
         try:
             guarded.unmark(only_if_complete=False)
-            guarded.store.unpin(guarded.attached)
+            await trio.to_thread.run_sync(guarded.store.unpin, guarded.attached, limiter=self._threads)
         finally:
+            del self._devices[inode]
+            self.stats.held -= 1
             if not self._restoring:
                 for event in self._parked.pop(inode, ()):
                     self._finish(event, errno.EIO)
@@ -265,7 +269,7 @@ class GuardedDevices:
     # Events
 
     async def _room(self) -> int:
-        """Wait until events may be taken, and say how many; the trial read of a device is not kept waiting."""
+        """Wait until events may be taken, and say how many; a trial read is not kept waiting."""
         while self._draining or ((room := self._most - self.stats.pending) <= 0 and not self._probing):
             await self._waiting.park()
         return min(max(1, room), _BATCH)
