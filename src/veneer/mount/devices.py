@@ -79,6 +79,7 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         self._keys = [device.key for device in devices]
         self._image = image
         self._failures: FailureLog | None = None
+        self._preparing = trio.Lock()
 
     # Names and attributes
 
@@ -183,7 +184,9 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
         if self._files.is_prepared(key):
             return
         try:
-            await trio.to_thread.run_sync(self._files.prepare, key)
+            async with self._preparing:  # one thread for all who wait
+                if not self._files.is_prepared(key):
+                    await trio.to_thread.run_sync(self._files.prepare, key)
         except VeneerError as error:
             self.stats.failed_reads += 1
             count = self.stats.failed_reads
