@@ -3,6 +3,7 @@
 from veneer.cli.command import CommonArguments
 from veneer.cli.parser import Parser
 from veneer.container.options import NETWORKS, ContainerOptions, parse_environment, parse_volume
+from veneer.errors import UsageError
 
 __all__ = ["ContainerArguments", "options_of"]
 
@@ -64,7 +65,10 @@ def options_of(given: ContainerArguments) -> ContainerOptions:
     if given.entrypoint is not None:
         import shlex
 
-        entrypoint = tuple(shlex.split(given.entrypoint))
+        try:
+            entrypoint = tuple(shlex.split(given.entrypoint))
+        except ValueError as error:
+            raise UsageError(f"--entrypoint {given.entrypoint!r}: {error}") from error
     return ContainerOptions(
         arguments=given.arguments,
         entrypoint=entrypoint,
