@@ -117,7 +117,7 @@ def story(near: str, far: str, network: str) -> None:
     rows = []
     for name in ("lazy, cold", "lazy, again"):
         report = DEMO / "report.json"
-        argv = [VENEER, "run", "--report", report, f"{far}:lazy", "--", *COMMAND]
+        argv: list[str | Path] = [VENEER, "run", "--report", report, f"{far}:lazy", "--", *COMMAND]
         say("$ veneer run " + " ".join(map(str, argv[2:5])) + " ... python3 -c '...'")
         at, _ = first_output(argv)
         facts = json.loads(report.read_text())

@@ -8,6 +8,7 @@ import tarfile
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
@@ -48,6 +49,10 @@ def compress(tar: Path, out: Path) -> tuple[Digest, Descriptor]:
     return Digest("sha256", plain.hexdigest()), blob
 
 
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
 async def store(tar: Path, layout_path: Path) -> None:
     """Write both layers, the config and the manifest."""
     layout = OCILayout(layout_path, create=True)
@@ -57,7 +62,7 @@ async def store(tar: Path, layout_path: Path) -> None:
     for layer in (tar, program_tar):
         packed = layer.with_suffix(".gz")
         diff_id, blob = compress(layer, packed)
-        await layout.push_blob(blob, partial(packed.open, "rb"))
+        await layout.push_blob(blob, partial(_open, packed))
         diff_ids.append(str(diff_id))
         layers.append(blob)
     config = json.dumps(

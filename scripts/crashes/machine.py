@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from mounts import unmount_below
 from servers import VENEER
 
 from crashes.readers import Failure
@@ -189,7 +190,7 @@ class Machine:
             if time.monotonic() > until:
                 raise Failure(f"somebody unknown holds {self.run_dir}/daemon.lock")
             time.sleep(_POLL_S)
-        self.unmount_everything()
+        unmount_below(self.directory)
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def _locked(self) -> bool:
@@ -201,13 +202,6 @@ class Machine:
         except BlockingIOError:
             return True
         return False
-
-    def unmount_everything(self) -> None:
-        """Detach all mounts below the directory, the uppermost first."""
-        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
-            target = line.split()[1].encode().decode("unicode_escape")
-            if Path(target).is_relative_to(self.directory):
-                subprocess.run(["umount", "--lazy", target], check=True)
 
     def close(self) -> None:
         """Leave nothing behind, whatever state things are in."""
