@@ -387,6 +387,35 @@ async def test_a_restarted_process_takes_the_mounts_over(tmp_path: Path) -> None
     os.close(group)
 
 
+async def test_a_reader_whose_event_died_with_its_process_gets_its_bytes_from_the_next(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    group = fanotify.open_group()
+    async with guarding(tmp_path, index, data, group=group) as guarded:
+        path, _ = await guarded.mount()
+        shown = os.open(path, os.O_RDONLY)
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(await in_thread(lambda: pread(Path(f"/proc/self/fd/{shown}/f"), 10, 1 << 20)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.lowlevel.wait_readable(group)
+        (event,) = fanotify.read_events(group)
+        os.close(event.fd)  # as if this process had died now
+        assert fanotify.sweep(group, event.fd + 1) == 1
+        async with guarding(tmp_path, index, data, group=group) as guarded:
+            files = FileTable(lambda: index)
+            await guarded.devices.hold(guarded.store.real, guarded.device.real, files, "test")
+            guarded.devices.restored()
+            while not found:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert guarded.devices.stats.denied == 0
+    assert found == [CONTENT[1 << 20 : (1 << 20) + 10]]
+    os.close(shown)
+    os.close(group)
+
+
 async def test_files_that_nobody_holds_any_more_fail(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     index, data = image({b"f": file(CONTENT)})
     group = fanotify.open_group()
