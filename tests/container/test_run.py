@@ -28,7 +28,7 @@ from veneer.settings import Settings
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 
-@pytest.fixture(params=["fuse", "erofs-fuse"])
+@pytest.fixture(params=["fuse", "erofs-fuse", "erofs-fanotify"])
 def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     """Everything here holds for every backend."""
     return replace(settings, backend=str(request.param))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from veneer.container.runtime import delete_container
 from veneer.convert.convert import convert
+from veneer.daemon.lifecycle import stop_daemon
 from veneer.mount import kernel
 from veneer.mount.state import detach, mount_records
 from veneer.oci.descriptor import Platform
@@ -80,6 +81,8 @@ def nothing_left(directory: Path) -> Iterator[None]:
         left = [entry.mountpoint for entry in kernel.mount_table() if directory in entry.mountpoint.parents]
         assert not left
     finally:
+        if (directory / "run").exists():
+            stop_daemon(directory / "run", force=True)
         for record in mount_records(directory / "run"):
             if record.container is not None:
                 delete_container(*record.container)

@@ -22,6 +22,7 @@ def mount_info(
     choice: Choice,
     log: Path,
     directory: Path,
+    transport: Mapping[str, int],
     seconds: float,
 ) -> MountInfo:
     """A mount that is up, served by this process."""
@@ -38,8 +39,8 @@ def mount_info(
         index_origin=image.index_origin,
         log=os.fspath(log),
         bundle=os.fspath(directory) if record.container else None,
-        requests=image.transport_stats.requests,
-        bytes_received=image.transport_stats.bytes_received,
+        requests=transport["requests"],
+        bytes_received=transport["bytes_received"],
         seconds=round(seconds, 4),
     )
 
@@ -53,9 +54,9 @@ def mount_report(
     inodes: int,
     store: Mapping[str, int],
     kernel: Mapping[str, int],
+    transport: Mapping[str, int],
 ) -> MountReport:
     """A mount and its counters."""
-    transport = image.transport_stats
     return MountReport(
         digest=str(image.manifest.digest),
         backend=choice.backend,
@@ -76,9 +77,5 @@ def mount_report(
         ),
         store=store,
         kernel=kernel,
-        transport={
-            "requests": transport.requests,
-            "bytes_received": transport.bytes_received,
-            "retries": transport.retries,
-        },
+        transport=transport,
     )

@@ -6,6 +6,7 @@ image that brought it stays open as long as any of them: its connections are wha
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -70,10 +71,14 @@ class Holdings:
         """All stores, by their cache directories."""
         return {os.fspath(path): store for path, (store, _) in self._stores.items()}
 
-    async def take(self, text: str, settings: Settings, report: Reporter) -> Holding:
-        """The image that ``text`` names, open, for one more user. Raises VeneerError."""
-        holding: Holding = await self._nursery.start(self._keep_image, text, settings, report)
-        return holding
+    async def take(self, text: str, settings: Settings, report: Reporter) -> tuple[Holding, Mapping[str, int]]:
+        """The image that ``text`` names, open, for one more user. Raises VeneerError.
+
+        Returns it, and the counts of its transport without what opening it for this user took.
+        """
+        taken: tuple[Holding, Mapping[str, int]]
+        taken = await self._nursery.start(self._keep_image, text, settings, report)
+        return taken
 
     def give_back(self, holding: Holding) -> None:
         """Tell that one user has gone."""
@@ -82,17 +87,27 @@ class Holdings:
             holding.unused.set()
 
     async def _keep_image(
-        self, text: str, settings: Settings, report: Reporter, *, task_status: trio.TaskStatus[Holding]
+        self,
+        text: str,
+        settings: Settings,
+        report: Reporter,
+        *,
+        task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
         store = await self._store(settings, report)
         async with open_image(text, settings, report=report) as image:
             key = image.name, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1
-                task_status.started(holding)
+                spent, total = image.transport_stats, holding.image.transport_stats
+                before = total.to_json()
+                total.requests += spent.requests
+                total.bytes_received += spent.bytes_received
+                total.retries += spent.retries
+                task_status.started((holding, before))
                 return
             holding = self._images[key] = self._attach(image, store)
-            task_status.started(holding)
+            task_status.started((holding, {}))
             await holding.unused.wait()
             if self._images[key] is holding:
                 del self._images[key]

@@ -57,6 +57,7 @@ class Service:
         attached: its devices.
         mounter: how it is mounted.
         log: what its process has to say.
+        transport_before: counts of the image's transport that are not this mount's doing.
 
     Attributes:
         session: the mount, once it is there.
@@ -70,6 +71,8 @@ class Service:
         attached: Sequence[AttachedDevice],
         mounter: Mounter,
         log: Path,
+        *,
+        transport_before: Mapping[str, int] | None = None,
     ) -> None:
         self.session: MountSession | None = None
         self.place = place
@@ -78,6 +81,8 @@ class Service:
         self._attached = attached
         self._mounter = mounter
         self._log = log
+        self._store_before = store.stats.to_json()
+        self._transport_before = transport_before or {}
 
     def info(self, seconds: float) -> MountInfo:
         """What to tell whoever asked for the mount."""
@@ -87,8 +92,12 @@ class Service:
             choice=self._mounter.choice,
             log=self._log,
             directory=self.place.directory,
+            transport=self._transport(),
             seconds=seconds,
         )
+
+    def _transport(self) -> dict[str, int]:
+        return _since(self._transport_before, self._image.transport_stats.to_json())
 
     async def unmount(self, *, lazy: bool) -> None:
         """End the mount. Lazily, it is served on until its last user has left, and its place is free."""
@@ -133,6 +142,11 @@ class Service:
             self._attached,
             choice=self._mounter.choice,
             inodes=self._mounter.inodes,
-            store=self._store.stats.to_json(),
+            store=_since(self._store_before, self._store.stats.to_json()),
+            transport=self._transport(),
             kernel=self._mounter.stats.to_json(),
         )
+
+
+def _since(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, int]:
+    return {name: count - before.get(name, 0) for name, count in now.items()}

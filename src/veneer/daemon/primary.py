@@ -164,6 +164,7 @@ class Supervisor:
             else:
                 if pid:
                     self._standby = Standby(Process.of_child(pid), ours)
+                    log("INFO", f"standby started pid={pid}")
                 else:
                     ours.close()
                     self._stand_by(theirs, primary.fd)

@@ -38,9 +38,9 @@ class MountReport:
         uptime_s: seconds since it was asked for.
         inodes: in the image.
         layers: lowest first.
-        store: counters of the store, which all mounts of the daemon share.
+        store: counters of the store since the mount was made; mounts of the daemon share one.
         kernel: counters of what the kernel asked of whoever serves the mount; shared in the daemon, too.
-        transport: counters of HTTP of the image.
+        transport: counters of HTTP, of all mounts of the image.
     """
 
     digest: str

@@ -7,7 +7,7 @@ pinned to the manifest that was mounted. So a restart needs local copies of mani
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -144,14 +144,14 @@ class Residents:
                 place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
             holding = None
             try:
-                holding = await self.holdings.take(request.image, request.settings, report)
+                holding, before = await self.holdings.take(request.image, request.settings, report)
 
                 def ready(service: Service) -> None:
                     nonlocal started
                     started = True
                     task_status.started(service)
 
-                await self._serve(request, choice, place, holding, existing, ready)
+                await self._serve(request, choice, place, holding, before, existing, ready)
             finally:
                 with trio.CancelScope(shield=True):
                     if started or existing is None:
@@ -171,6 +171,7 @@ class Residents:
         choice: Choice,
         place: Place,
         holding: Holding,
+        before: Mapping[str, int],
         existing: Existing | None,
         ready: Callable[[Service], None],
     ) -> None:
@@ -184,7 +185,15 @@ class Residents:
             existing=existing,
         )
         record = place.record
-        service = Service(place, holding.image, holding.store, holding.attached, mounter, self._log_file)
+        service = Service(
+            place,
+            holding.image,
+            holding.store,
+            holding.attached,
+            mounter,
+            self._log_file,
+            transport_before=before,
+        )
         async with open_nursery() as nursery:
             if existing is None:
                 nursery.start_soon(write_place_bundle, request, place, holding.image, holding.store)

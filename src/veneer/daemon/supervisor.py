@@ -26,7 +26,9 @@ _USAGE = "usage: supervisor RUN_DIR [--idle-exit SECONDS] [--watchdog SECONDS] [
 _VALUED = ("--idle-exit", "--watchdog", "--adopt", "--resume")
 
 
-def main(arguments: Sequence[str], program: Sequence[str] = SUPERVISOR, worker: Sequence[str] = WORKER) -> int:
+def main(
+    arguments: Sequence[str], program: Sequence[str] = SUPERVISOR, worker_program: Sequence[str] = WORKER
+) -> int:
     """Run a daemon; returns its exit code.
 
     It says one JSON line on standard output: ``{"type": "ready"}``; ``{"type": "running"}`` when this run
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = SUPERVISOR, worker: 
     Args:
         arguments: see the usage. ``--adopt`` and ``--resume`` are for supervisors to call each other.
         program: executes this function with the arguments that follow it.
-        worker: the same for the worker.
+        worker_program: the same for the worker.
     """
     options: dict[str, str] = {}
     words = iter(arguments)
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str], program: Sequence[str] = SUPERVISOR, worker: 
         os.setsid()
         protect()
         log("WARNING", f"both supervisors died, another one adopts worker={held.worker and held.worker[0]}")
-    return Supervisor(run_dir, held, program, worker).run()
+    return Supervisor(run_dir, held, program, worker_program).run()
 
 
 def _begin(run_dir: str, options: dict[str, str]) -> Held | None:

@@ -8,7 +8,7 @@ mock clock. Not for: deciding that two servers hold the same bytes; fail-over is
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
@@ -47,6 +47,10 @@ class TransportStats:
     requests: int = 0
     bytes_received: int = 0
     retries: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The counters by name."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

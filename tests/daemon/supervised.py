@@ -1,0 +1,115 @@
+"""A daemon whose processes tests kill: what it logs is what they wait for."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from tests.daemon.supervised_program import PROGRAM
+
+__all__ = ["Daemon", "running"]
+
+
+class Daemon:
+    """One daemon, started in the foreground, with its log."""
+
+    def __init__(self, run_dir: Path, process: subprocess.Popen[str]) -> None:
+        if process.stderr is None or process.stdout is None:
+            raise AssertionError("two pipes were asked for")
+        self.run_dir = run_dir
+        self.process = process
+        self.log: IO[str] = process.stderr
+        self.said: IO[str] = process.stdout
+        #: All lines that :meth:`expect` has seen.
+        self.lines: list[str] = []
+
+    def expect(self, *texts: str) -> list[re.Match[str]]:
+        """Read the log until each pattern was found once, in any order."""
+        missing = dict(enumerate(texts))
+        found: dict[int, re.Match[str]] = {}
+        while missing:
+            line = self.log.readline()
+            if not line:
+                raise AssertionError(f"the daemon ended; its log: {''.join(self.lines)}")
+            self.lines.append(line)
+            for key, text in missing.items():
+                if match := re.search(text, line):
+                    found[key] = match
+                    del missing[key]
+                    break
+        return [found[key] for key in range(len(texts))]
+
+    def until_gone(self) -> None:
+        """Until no process of the daemon has the log open."""
+        self.lines += self.log.readlines()
+
+    def ask(self, word: str) -> dict[str, object]:
+        """Have the worker do something; waits for the next one if there is none now."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.fspath(self.run_dir / "daemon.sock"))
+            client.sendall(word.encode())
+            data = b"".join(iter(lambda: client.recv(4096), b""))
+        answer: dict[str, object] = json.loads(data) if data else {}
+        return answer
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of supervisor, standby and worker."""
+        return dict(json.loads((self.run_dir / "daemon.json").read_bytes()))
+
+    def kill(self, *roles: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to processes of the daemon."""
+        pids = self.pids
+        for role in roles:
+            os.kill(pids[role], number)
+
+    def clean_up(self) -> None:
+        """Kill all there is; they replace each other until the last one is gone."""
+        while not select.select([self.log], [], [], 0)[0] or self.log.readline():
+            with suppress(OSError, ValueError):
+                for role in ("supervisor", "standby", "worker"):
+                    pid = self.pids[role]
+                    if os.fsencode(self.run_dir) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.log.close()
+        self.said.close()
+
+
+@contextmanager
+def running(
+    run_dir: Path,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    fds: Sequence[int] = (),
+    ready: bool = True,
+) -> Iterator[Daemon]:
+    """A daemon; with ``fds``, as a service manager starts it."""
+    command = [*PROGRAM, "supervisor", os.fspath(run_dir), *options]
+    if fds:
+        # Only the process itself knows its number.
+        moves = " ".join(f"{to}<&{fd}" for to, fd in enumerate(fds, 3))
+        command = ["bash", "-c", f'LISTEN_PID=$$ exec "$@" {moves}', "start", *command]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {}), "LISTEN_FDS": str(len(fds))},
+        pass_fds=fds,
+    )
+    daemon = Daemon(run_dir, process)
+    try:
+        if ready:
+            daemon.expect("worker ready")
+        yield daemon
+    finally:
+        daemon.clean_up()

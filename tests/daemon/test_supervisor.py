@@ -1,0 +1,520 @@
+"""Whatever is killed, the daemon goes on, and nobody reads a hole."""
+
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.daemon.supervised import Daemon, running
+from tests.daemon.supervised_program import BLOCK, DEVICE, MODE, PROGRAM, READERS, block
+from veneer.daemon import children, primary
+from veneer.daemon.children import Worker
+from veneer.daemon.held import Held
+from veneer.daemon.process import Process
+from veneer.erofs.writer import write_erofs
+from veneer.mount import fanotify, kernel
+from veneer.mount.erofs import mount_erofs, one_file
+
+pytestmark = pytest.mark.root
+
+TAKES_OVER = r"pid=(\d+) primary died, the standby takes its place"
+STANDBY, WORKER = r"standby started pid=(\d+)", r"worker started pid=(\d+)"
+ADOPTS, READY = r"pid=(\d+) both supervisors died", "worker ready"
+
+
+def say(*arguments: str | Path, mode: str = "") -> tuple[int, dict[str, object]]:
+    """What a daemon that does not stay says, and its exit code."""
+    command = [*PROGRAM, "supervisor", *map(os.fspath, arguments)]
+    done = subprocess.run(command, env={**os.environ, MODE: mode}, capture_output=True, check=False)
+    answer: dict[str, object] = json.loads(done.stdout)
+    return done.returncode, answer
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / ("long" * 30) / "run"
+
+
+@pytest.fixture
+def daemon(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    with running(run_dir) as daemon:
+        monkeypatch.chdir(run_dir)  # for addresses that are short enough
+        daemon.run_dir = Path()
+        yield daemon
+        daemon.run_dir = run_dir
+
+
+# Beginning and end
+
+
+def test_a_life(run_dir: Path) -> None:
+    with running(run_dir) as daemon:
+        assert json.loads(daemon.said.readline()) == {"type": "ready"}
+        assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((run_dir / "daemon.sock").stat().st_mode) == 0o600
+        assert daemon.pids["restarts"] == 0
+        assert len({daemon.pids[role] for role in ("supervisor", "standby", "worker")}) == 3
+        daemon.kill("supervisor", number=signal.SIGTERM)
+        assert daemon.process.wait() == 0
+        daemon.until_gone()
+        assert sorted(path.name for path in run_dir.iterdir()) == ["daemon.lock"]
+
+
+def test_one_a_run_directory(daemon: Daemon, run_dir: Path) -> None:
+    assert say(run_dir) == (0, {"type": "running"})
+    daemon.kill("supervisor")
+    assert say(run_dir) == (0, {"type": "running"})
+
+
+def test_in_the_background_it_lets_go(run_dir: Path) -> None:
+    command = [*PROGRAM, "supervisor", os.fspath(run_dir), "--background"]
+    # Returns, because nothing that stays has the pipes open.
+    done = subprocess.run(command, capture_output=True, check=True)
+    supervisor = os.pidfd_open(json.loads((run_dir / "daemon.json").read_bytes())["supervisor"])
+    assert json.loads(done.stdout) == {"type": "ready"}
+    assert done.stderr == b""
+    signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+    with open(supervisor) as ended:
+        primary.select.select([ended], [], [])
+    assert "ended code=0" in (run_dir / "daemon.log").read_text()
+
+
+def test_a_run_directory_of_somebody_else(run_dir: Path) -> None:
+    run_dir.mkdir(parents=True)
+    run_dir.chmod(0o770)
+    code, answer = say(run_dir)
+    assert code == answer["code"] == 40
+    assert "another user" in str(answer["message"])
+    run_dir.chmod(0o700)
+    os.chown(run_dir, 1234, -1)
+    assert say(run_dir)[0] == 40
+
+
+@pytest.mark.parametrize(
+    ("mode", "message", "hint"),
+    [
+        ("fail", "there is no cheese", "buy some"),
+        ("die", "the daemon's worker ended before it was ready: signal SIGKILL", None),
+    ],
+)
+def test_a_daemon_that_cannot_start_says_why(run_dir: Path, mode: str, message: str, hint: str | None) -> None:
+    assert say(run_dir, mode=mode) == (40, {"type": "error", "code": 40, "message": message, "hint": hint})
+    assert sorted(path.name for path in run_dir.iterdir()) == ["daemon.lock"]
+
+
+def test_a_worker_that_ends_ends_the_daemon(daemon: Daemon) -> None:
+    daemon.ask("exit 0")
+    assert daemon.process.wait() == 0
+
+
+def test_a_client_that_comes_as_the_worker_ends_is_served(daemon: Daemon) -> None:
+    first = daemon.ask("who")["pid"]
+    os.kill(int(str(first)), signal.SIGSTOP)
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        for client, word in ((one, b"exit 0"), (other, b"who")):
+            client.connect("daemon.sock")
+            client.sendall(word)
+        os.kill(int(str(first)), signal.SIGCONT)
+        assert json.loads(other.recv(4096))["pid"] != first
+
+
+def test_no_end_before_the_worker_can_hear_of_it(run_dir: Path) -> None:
+    with running(run_dir, environment={MODE: "late"}, ready=False) as daemon:
+        daemon.expect(WORKER)
+        os.chdir(run_dir)
+        daemon.run_dir, run_dir = Path(), daemon.run_dir
+        daemon.ask("who")
+        daemon.kill("supervisor", number=signal.SIGTERM)
+        daemon.expect("stopping")
+        daemon.ask("ready")
+        daemon.expect("worker got SIGTERM")
+        assert daemon.process.wait() == 0
+        daemon.run_dir = run_dir
+
+
+def test_asking_twice_for_the_end_is_passed_on(daemon: Daemon) -> None:
+    daemon.ask("stubborn")
+    for _ in range(2):
+        daemon.kill("supervisor", number=signal.SIGTERM)
+        daemon.expect("worker got SIGTERM")
+    assert daemon.process.wait() == 0
+
+
+# Deaths
+
+
+def test_of_the_worker(daemon: Daemon) -> None:
+    fresh = daemon.ask("who")
+    assert "--fresh-group" in list(fresh["arguments"])  # type: ignore[call-overload] # a list of strings
+    daemon.kill("worker")
+    (died,) = daemon.expect(r"worker ended pid=(\d+) status='signal SIGKILL'.*again_in=0$")
+    assert int(died[1]) == fresh["pid"]
+    second = daemon.ask("who")
+    assert second["pid"] != fresh["pid"]
+    assert list(second["arguments"]) == [x for x in list(fresh["arguments"]) if x != "--fresh-group"]  # type: ignore[call-overload]
+    assert daemon.pids["restarts"] == 1
+    for code, delay in ((3, "0.1"), (75, "0"), (0xFE, "0.2")):
+        daemon.expect(READY)
+        daemon.ask(f"exit {code}")
+        daemon.expect(rf"exit code {code}'.*again_in={delay}$")
+    assert daemon.pids["restarts"] == 3
+
+
+def test_of_the_standby(daemon: Daemon) -> None:
+    before, worker = daemon.pids["standby"], daemon.ask("who")["pid"]
+    daemon.kill("standby")
+    assert int(daemon.expect(STANDBY)[0][1]) != before
+    assert daemon.ask("who")["pid"] == worker
+
+
+def test_of_the_primary(daemon: Daemon) -> None:
+    worker, standby = daemon.ask("who")["pid"], daemon.pids["standby"]
+    daemon.kill("supervisor")
+    taken, _ = daemon.expect(TAKES_OVER, STANDBY)
+    assert int(taken[1]) == standby
+    assert daemon.ask("who")["pid"] == worker
+    # It is no child of this supervisor, which knows nevertheless how it ended.
+    daemon.ask("exit 0")
+    daemon.expect("status='exit code 0'", "ended code=0")
+    daemon.until_gone()
+
+
+def test_of_both_supervisors(daemon: Daemon) -> None:
+    worker = daemon.ask("who")["pid"]
+    daemon.kill("supervisor", "standby")
+    daemon.expect(ADOPTS, STANDBY)
+    assert daemon.ask("who")["pid"] == worker
+    daemon.kill("supervisor")
+    daemon.expect(TAKES_OVER, STANDBY)
+    daemon.kill("supervisor", number=signal.SIGTERM)
+    daemon.expect("worker got SIGTERM", "ended code=0")
+    daemon.until_gone()
+
+
+def test_of_worker_and_primary(daemon: Daemon) -> None:
+    daemon.kill("worker", "supervisor")
+    daemon.expect(TAKES_OVER, "worker ended .* status='signal SIGKILL'", WORKER, STANDBY, READY)
+    assert daemon.ask("who")["pid"] == daemon.pids["worker"]
+
+
+def test_reading_the_end_of_the_primary_only_once(daemon: Daemon) -> None:
+    """The standby lives on in the place of the primary as often as it has to."""
+    worker = daemon.ask("who")["pid"]
+    for _ in range(3):
+        daemon.kill("supervisor")
+        daemon.expect(TAKES_OVER, STANDBY)
+    assert daemon.ask("who")["pid"] == worker
+
+
+def test_a_stopped_standby_is_replaced_when_it_is_needed(daemon: Daemon) -> None:
+    stopped = os.pidfd_open(daemon.pids["standby"])
+    signal.pidfd_send_signal(stopped, signal.SIGSTOP)
+    daemon.kill("supervisor", number=signal.SIGTERM)
+    assert daemon.process.wait() == 0  # which killed it
+    with open(stopped) as ended:
+        primary.select.select([ended], [], [])
+
+
+def test_memory_is_taken_from_others_first(daemon: Daemon) -> None:
+    ours = int(Path("/proc/self/oom_score_adj").read_text())
+    assert daemon.ask("who")["oom_score_adj"] == ours
+    daemon.kill("supervisor", "standby")
+    daemon.expect(ADOPTS, STANDBY)
+    daemon.ask("who")
+    for role in ("supervisor", "standby"):
+        assert Path(f"/proc/{daemon.pids[role]}/oom_score_adj").read_text().strip() == "-900"
+    daemon.kill("worker")
+    assert daemon.ask("who")["oom_score_adj"] == ours
+
+
+# Silence
+
+
+def test_a_silent_worker_is_replaced(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(run_dir, "--watchdog", "1") as daemon:
+        monkeypatch.chdir(run_dir)
+        daemon.run_dir = Path()
+        hung = daemon.ask("hush")["pid"]
+        daemon.expect(f"worker hangs, killing it pid={hung}", READY)
+        assert daemon.ask("nonsense")["pid"] != hung
+        daemon.expect("worker says nonsense")
+        daemon.run_dir = run_dir
+
+
+def test_time_in_which_nothing_ran_is_no_silence(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(primary, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(children, "time", SimpleNamespace(monotonic=lambda: now))
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    supervisor = primary.Supervisor(os.fspath(run_dir), Held(-1, -1))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = supervisor._worker = Worker(Process.of_child(process.pid), ours)
+    now += 10_000
+    for _ in range(primary.TICKS):
+        supervisor._tick()
+        now += supervisor._tick_s
+    assert process.poll() is None
+    supervisor._tick()
+    assert process.wait() == -signal.SIGKILL
+    worker.forget()
+    theirs.close()
+
+
+# Reload
+
+
+def test_reload_is_a_new_program_with_the_same_descriptors(daemon: Daemon, run_dir: Path) -> None:
+    before = daemon.pids
+    daemon.kill("supervisor", number=signal.SIGHUP)
+    daemon.expect("worker got SIGHUP", "exit code 75", STANDBY, WORKER, READY)
+    answer = daemon.ask("who")
+    after = daemon.pids
+    assert after["supervisor"] == before["supervisor"]
+    assert b"--resume" in Path(f"/proc/{after['supervisor']}/cmdline").read_bytes()
+    assert answer["pid"] == after["worker"] != before["worker"]
+    assert after["standby"] != before["standby"]
+    assert not Path(f"/proc/{before['standby']}").exists()
+    assert "--fresh-group" not in list(answer["arguments"])  # type: ignore[call-overload]
+    assert after["restarts"] == 0
+    assert say(run_dir) == (0, {"type": "running"})
+    daemon.kill("supervisor")
+    daemon.expect(TAKES_OVER, STANDBY)
+    assert daemon.ask("who")["pid"] == after["worker"]
+    # Nothing was said a second time to whoever started it.
+    daemon.kill("supervisor", number=signal.SIGTERM)
+    daemon.until_gone()
+    assert daemon.said.read() == '{"type": "ready"}\n'
+
+
+# The service manager
+
+
+class Manager:
+    """What systemd does for a service, as far as we use it."""
+
+    def __init__(self, run_dir: Path, *, abstract: bool) -> None:
+        run_dir.mkdir(mode=0o700, parents=True)
+        self.control = socket.socket(socket.AF_UNIX)
+        self.control.bind(os.fspath(run_dir / "daemon.sock"))
+        self.control.listen()
+        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notices.bind("" if abstract else os.fspath(run_dir / "notify"))
+        address = self.notices.getsockname()
+        self.address = "@" + address[1:].decode() if abstract else address
+        self.group: int | None = None
+
+    def environment(self, *names: str) -> dict[str, str]:
+        return {
+            "NOTIFY_SOCKET": self.address,
+            "WATCHDOG_USEC": "1000000",
+            "LISTEN_FDNAMES": ":".join(names),
+        }
+
+    def expect(self, *lines: str) -> None:
+        """Read until each line has come."""
+        missing = set(lines)
+        while missing:
+            data, fds, _, _ = socket.recv_fds(self.notices, 4096, 1)
+            missing -= set(data.decode().split("\n"))
+            if fds:
+                assert b"FDSTORE=1\nFDNAME=group" in data
+                self.group = fds[0]
+
+    def close(self) -> None:
+        self.control.close()
+        self.notices.close()
+        if self.group is not None:
+            os.close(self.group)
+
+
+@pytest.fixture(params=["abstract", "path"])
+def manager(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Manager]:
+    manager = Manager(tmp_path / "run", abstract=request.param == "abstract")
+    yield manager
+    manager.close()
+
+
+def test_under_a_service_manager(tmp_path: Path, manager: Manager) -> None:
+    run_dir = tmp_path / "run"
+    with running(run_dir, environment=manager.environment("control"), fds=[manager.control.fileno()]) as daemon:
+        manager.expect("FDSTORE=1", "READY=1", "WATCHDOG=1")
+        daemon.kill("supervisor")
+        taken, _ = daemon.expect(TAKES_OVER, STANDBY)
+        manager.expect(f"MAINPID={taken[1]}", "WATCHDOG=1")
+        daemon.kill("supervisor", "standby")
+        adopts, _ = daemon.expect(ADOPTS, STANDBY)
+        manager.expect(f"MAINPID={adopts[1]}", "WATCHDOG=1")
+        daemon.ask("who")
+        daemon.kill("supervisor", number=signal.SIGHUP)
+        daemon.expect(READY)
+        manager.expect("RELOADING=1", "READY=1", "WATCHDOG=1")
+        daemon.kill("supervisor", number=signal.SIGTERM)
+        manager.expect("STOPPING=1", "FDSTOREREMOVE=1")
+        daemon.until_gone()
+    assert (run_dir / "daemon.sock").exists()  # it is not ours to remove
+
+
+# Reads
+
+
+BLOCKS, READER_COUNT = 16384, 3
+
+
+class Mounted:
+    """EROFS over a sparse file, which must be marked before."""
+
+    def __init__(self, directory: Path) -> None:
+        self.device, self.image = directory / "device", directory / f"image{kernel.EROFS_SUFFIX}"
+        self.place = directory / "place"
+        self.place.mkdir()
+        self.device.touch()
+        os.truncate(self.device, BLOCKS * BLOCK)
+        self.image.write_bytes(write_erofs(one_file(b"".join(map(block, range(BLOCKS))))).data)
+        self.readers: list[subprocess.Popen[str]] = []
+        self.environment = {DEVICE: os.fspath(self.device), READERS: str(READER_COUNT)}
+
+    def start(self) -> None:
+        mount_erofs(self.image, [self.device], self.place)
+        for seed in range(READER_COUNT):
+            command = [*PROGRAM, "reader", os.fspath(self.place / "file"), str(seed)]
+            reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            self.readers.append(reader)
+
+    def finish(self) -> dict[str, int]:
+        """What the readers found."""
+        total: dict[str, int] = {}
+        for reader in self.readers:
+            for name, count in json.loads(reader.communicate()[0]).items():
+                total[name] = total.get(name, 0) + count
+        self.readers.clear()
+        return total
+
+    def close(self) -> None:
+        for reader in self.readers:
+            reader.kill()
+            reader.communicate()
+        kernel.unmount_ours(self.place, lazy=True)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Mounted]:
+    mounted = Mounted(tmp_path)
+    yield mounted
+    mounted.close()
+
+
+def test_no_death_lets_anybody_read_a_hole(tmp_path: Path, mounted: Mounted) -> None:
+    run_dir = tmp_path / "run"
+    roles = ("worker", "supervisor", "standby")
+    rounds = [list(killed) for count in (1, 2) for killed in combinations(roles, count)] * 3
+    choose = random.Random(5)
+    choose.shuffle(rounds)
+    with running(run_dir, environment=mounted.environment) as daemon:
+        mounted.start()
+        for killed in rounds:
+            choose.shuffle(killed)
+            # Every reader waits for a hole, in an event that the worker has read and not answered.
+            daemon.ask("hold")
+            daemon.kill(*killed)
+            texts = []
+            if "worker" in killed:
+                texts += [rf"events_failed={READER_COUNT}", WORKER, READY]
+            if "supervisor" in killed:
+                texts.append(ADOPTS if "standby" in killed else TAKES_OVER)
+            if "supervisor" in killed or "standby" in killed:
+                texts.append(STANDBY)
+            daemon.expect(*texts)
+            if "worker" not in killed:
+                daemon.ask("release")
+        daemon.ask("hold")
+        daemon.ask("release")
+        found = mounted.finish()
+        assert found["wrong"] == 0
+        assert found["right"] > 0
+        # The kernel repeats a read that failed for want of a worker, and the next worker answers that.
+        assert found["failed"] <= READER_COUNT * len(rounds)
+        kernel.unmount_ours(mounted.place)
+        daemon.kill("supervisor", number=signal.SIGTERM)
+        daemon.until_gone()
+
+
+def test_a_service_manager_keeps_readers_waiting_when_all_are_dead(tmp_path: Path, mounted: Mounted) -> None:
+    run_dir = tmp_path / "run"
+    manager = Manager(run_dir, abstract=True)
+    environment = mounted.environment | manager.environment("control")
+    with running(run_dir, environment=environment, fds=[manager.control.fileno()]) as daemon:
+        manager.expect("FDSTORE=1", "READY=1")
+        mounted.start()
+        daemon.ask("hold")
+        for role in ("supervisor", "standby", "worker"):  # none of them can do anything about it
+            daemon.kill(role, number=signal.SIGSTOP)
+        daemon.kill("worker", "standby", "supervisor")
+        daemon.until_gone()
+    assert manager.group is not None
+    environment = mounted.environment | manager.environment("control", "group")
+    with running(run_dir, environment=environment, fds=[manager.control.fileno(), manager.group]) as daemon:
+        assert f"events_failed={READER_COUNT}" in "".join(daemon.lines)
+        assert "--fresh-group" not in list(daemon.ask("hold")["arguments"])  # type: ignore[call-overload]
+        daemon.ask("release")
+        found = mounted.finish()
+        assert found["wrong"] == 0
+        assert found["right"] > 0
+        kernel.unmount_ours(mounted.place)
+    manager.close()
+
+
+def test_without_a_group(tmp_path: Path) -> None:
+    """Where the kernel gives no group, the daemon serves what needs none."""
+    code = (
+        "import sys; from veneer.mount import fanotify; from veneer.daemon.supervisor import main\n"
+        "def refused(): raise PermissionError(1, 'Operation not permitted')\n"
+        "fanotify.open_group = refused\n"
+        f"worker = {(*PROGRAM, 'worker')!r}\n"
+        "sys.exit(main(sys.argv[1:], worker_program=worker))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, os.fspath(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    daemon = Daemon(tmp_path / "run", process)
+    try:
+        daemon.expect("no fanotify group cause='Operation not permitted'", READY)
+        arguments = list(daemon.ask("who")["arguments"])  # type: ignore[call-overload]
+        assert arguments[arguments.index("--group") + 1] == "none"
+        daemon.kill("worker")
+        daemon.ask("exit 0")
+        daemon.until_gone()
+    finally:
+        daemon.clean_up()
+
+
+def test_what_a_supervisor_loads() -> None:
+    """The less there is in the process, the less memory it takes and the less can go wrong in it."""
+    code = "import sys, json, veneer.daemon.supervisor; print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"]
+    modules = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    ours = {name for name in modules if name.partition(".")[0] == "veneer"}
+    small = ("children", "held", "instance", "myself", "primary", "process", "supervisor", "systemd")
+    assert ours == {
+        *("veneer", "veneer.daemon", "veneer.mount", "veneer.mount.fanotify"),
+        *(f"veneer.daemon.{name}" for name in small),
+    }
+    others = {name.partition(".")[0] for name in modules} - {"veneer", "__main__"}
+    assert others <= sys.stdlib_module_names
+    assert not others & {"asyncio", "subprocess", "threading", "logging", "argparse", "dataclasses", "inspect"}
+
+
+def test_the_sweep_covers_all_numbers_that_events_can_have() -> None:
+    assert fanotify.raise_descriptor_limit() <= fanotify.MAX_DESCRIPTORS
