@@ -41,8 +41,8 @@ _MEMORY = 64 << 20
 _MOST_WINDOW = 32 << 20
 #: A span can be lost between its arrival and our looking, to whoever may evict; not again and again.
 _FILL_TRIES = 2
-#: Completion reads and hashes so much at a time, and asks for so much ahead.
-_COMPLETION_STEP, _COMPLETION_WINDOW = 4 << 20, 16 << 20
+#: Completion reads and hashes so much at a time (some 4 MiB as stored: one request), and asks for so much ahead.
+_COMPLETION_STEP, _COMPLETION_WINDOW = 12 << 20, 32 << 20
 
 
 class SpanStore:
