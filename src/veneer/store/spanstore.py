@@ -41,7 +41,7 @@ _MEMORY = 64 << 20
 _MOST_WINDOW = 32 << 20
 #: A span can be lost between its arrival and our looking, to whoever may evict; not again and again.
 _FILL_TRIES = 2
-#: Completion reads and hashes so much at a time (some 4 MiB as stored: one request), and asks for so much ahead.
+#: Completion reads and hashes so much at a time (as stored some 4 MiB: one request), and asks so much ahead.
 _COMPLETION_STEP, _COMPLETION_WINDOW = 12 << 20, 32 << 20
 
 
