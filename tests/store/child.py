@@ -67,10 +67,22 @@ async def evict(directory: Path, rng: random.Random, count: int) -> None:
     print(freed, flush=True)
 
 
+async def pin(directory: Path, _rng: random.Random, _count: int) -> None:
+    """Own a device that is mounted, half there, until somebody ends that."""
+    one = sample([60 * KIB] * 10, codecs=(RAW,))
+    async with open_store(store_settings(directory)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        await store.fill(attached, 0, 300 * KIB)
+        store.pin(attached, lambda: None)
+        print("pinned", flush=True)
+        await trio.sleep_forever()
+
+
 ROLES: dict[str, Callable[[Path, random.Random, int], Awaitable[None]]] = {
     "fill": fill,
     "read": read,
     "evict": evict,
+    "pin": pin,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,158 @@
+"""Devices that are complete: when that is noted, and what takes it back."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
+from veneer.errors import IntegrityError
+from veneer.index.model import Device
+from veneer.oci.digest import Digest, Hasher
+from veneer.store import presence
+from veneer.store.devicefile import DeviceFile
+from veneer.store.maintenance import check, collect
+from veneer.store.spanstore import AttachedDevice, SpanStore, open_store
+
+
+@pytest.fixture
+def one() -> Sample:
+    # More than is hashed in one go.
+    return sample([900 * KIB] * 10, codecs=(RAW,))
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SpanStore]:
+    async with open_store(store_settings(tmp_path)) as store:
+        yield store
+
+
+@pytest.fixture
+async def attached(store: SpanStore, one: Sample) -> AttachedDevice:
+    attached = store.attach(one.device, ScriptedSource(one.blob))
+    await store.fill(attached, 0, attached.size)
+    return attached
+
+
+def damage(attached: AttachedDevice, at: int) -> None:
+    assert attached.data_fd is not None
+    os.pwrite(attached.data_fd, b"damage", at)
+
+
+async def test_a_device_is_complete_once_all_of_it_is_there_and_was_proven(
+    tmp_path: Path, store: SpanStore, one: Sample
+) -> None:
+    attached = store.attach(one.device, ScriptedSource(one.blob))
+    await store.fill(attached, 0, attached.size - 1000 * KIB)
+    assert not await store.prove(attached)
+    await store.fill(attached, 0, attached.size)
+    assert (attached.all_present, attached.complete) == (True, False)
+    assert await store.prove(attached)
+    assert attached.complete
+    async with open_store(store_settings(tmp_path)) as other:
+        again = other.attach(one.device, ScriptedSource(b""))
+        assert again.complete, "the next process need not prove it again"
+        assert await other.prove(again)
+
+
+async def test_a_map_from_before_there_were_complete_devices_has_none(
+    store: SpanStore, attached: AttachedDevice
+) -> None:
+    await store.prove(attached)
+    assert attached.file is not None
+    path = attached.file.directory / "map"
+    with path.open("r+b") as file:
+        file.seek(352)
+        file.write(bytes(8))
+    assert not attached.complete
+    assert await store.prove(attached)
+
+
+async def test_whatever_is_taken_away_takes_completeness_with_it(
+    tmp_path: Path, store: SpanStore, attached: AttachedDevice
+) -> None:
+    cache_dir = tmp_path / "cache"
+    assert await store.prove(attached)
+    assert collect(cache_dir, 8 * MIB).bytes > 0
+    assert not attached.complete
+    await store.fill(attached, 0, attached.size)
+    assert not attached.complete, "nobody has hashed it since"
+    assert await store.prove(attached)
+    damage(attached, 3 * MIB)
+    assert check(cache_dir).damaged == 1
+    assert not attached.complete
+
+
+async def test_after_a_boot_one_pass_over_the_file_verifies_it_all(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        await store.fill(attached, 0, attached.size)
+        assert await store.prove(attached)
+    monkeypatch.setattr(presence, "boot_id", lambda: b"another boot id!")
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(b""))
+        assert not attached.complete
+        assert not store.holds(attached, 0, 10)
+        assert await store.prove(attached)
+        assert store.holds(attached, 0, attached.size)
+        assert attached.complete
+
+
+@pytest.mark.parametrize("refilled", [False, True])
+async def test_an_eviction_while_it_is_hashed_is_noticed(
+    store: SpanStore, attached: AttachedDevice, monkeypatch: pytest.MonkeyPatch, refilled: bool, one: Sample
+) -> None:
+    hash_range, file = DeviceFile.hash_range, attached.file
+    assert file is not None
+
+    def evict_after(this: DeviceFile, hasher: Hasher, offset: int, length: int) -> bool:
+        result = hash_range(this, hasher, offset, length)
+        if offset == 0:
+            file.evict([0])
+            if refilled:
+                attached.decode_now([one.device.spans[0]], 0, one.blob)
+        return result
+
+    monkeypatch.setattr(DeviceFile, "hash_range", evict_after)
+    assert not await store.prove(attached)
+    assert attached.all_present is refilled
+    assert not attached.complete
+    monkeypatch.undo()
+    await store.fill(attached, 0, 10)
+    assert await store.prove(attached)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_what_was_damaged_on_disk_is_fetched_again_and_then_it_is_complete(
+    store: SpanStore, attached: AttachedDevice, one: Sample, pinned: bool
+) -> None:
+    if pinned:
+        store.pin(attached, lambda: None)
+    damage(attached, 2 * MIB)
+    assert not await store.prove(attached)
+    assert not store.holds(attached, 2 * MIB, 1)
+    assert store.holds(attached, 0, MIB), "the rest stays"
+    await store.fill(attached, 0, attached.size)
+    assert await store.prove(attached)
+    assert attached.data_fd is not None
+    assert os.pread(attached.data_fd, attached.size, 0) == one.plain
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_spans_that_do_not_make_up_the_layer_are_never_complete(
+    store: SpanStore, one: Sample, pinned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(one.device.blob, Digest.of(b"another layer"), one.device.spans, one.device.key)
+    attached = store.attach(device, ScriptedSource(one.blob))
+    await store.fill(attached, 0, attached.size)
+    if pinned:
+        store.pin(attached, lambda: None)
+    with pytest.raises(IntegrityError, match="contents of layer"):
+        await store.prove(attached)
+    assert not attached.complete
+    assert attached.all_present is pinned, "what the kernel may be reading stays"
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
