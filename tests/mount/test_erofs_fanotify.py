@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.daemon.layouts import BUSYBOX
 from tests.erofs.images import index_of
 from tests.mount.guarding import SPAN, guarding, guards, in_thread, run
 from tests.mount.images import digest, directory, file, image
@@ -29,6 +30,7 @@ from veneer.mount.resident import Guards, ResidentMounter
 from veneer.mount.session import mounted
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
+from veneer.mount.upper import Upper, private_upper
 from veneer.store.cache import DeviceCache
 from veneer.store.owned import IdleRule
 from veneer.store.spanstore import AttachedDevice, SpanStore
@@ -278,9 +280,10 @@ class Rig:
     now_s: list[int] = field(default_factory=lambda: [1000])
 
     @asynccontextmanager
-    async def mounted(self, name: str = "mnt") -> AsyncIterator[Path]:
-        path = self.directory / name
-        path.mkdir()
+    async def mounted(self, name: str = "mnt", upper: Upper | None = None) -> AsyncIterator[Path]:
+        path, lower = self.directory / name, self.directory / "lower" if upper else None
+        for made in filter(None, (path, lower)):
+            made.mkdir()
         subject = Subject(
             "test", self.index.devices, lambda: self.index, digest(b"test"), self.store, [self.attached]
         )
@@ -293,7 +296,7 @@ class Rig:
             cache_dir=self.directory / "cache",
             choice=Choice("erofs-fanotify", "asked for"),
         )
-        async with mounted(mounter, path):
+        async with mounted(mounter, path, lower=lower, upper=upper):
             yield path
 
     async def evict_everything(self) -> None:
@@ -375,6 +378,36 @@ async def test_a_mount_of_what_is_complete_asks_nothing_and_survives_its_evictio
             await in_thread(lambda: _drop(path / "f"))
             assert await in_thread((path / "f").read_bytes) == CONTENT
             assert one.guards.devices.stats.events > events
+
+
+async def test_64_readers_of_a_cold_image_fetch_each_span_once(tmp_path: Path) -> None:
+    async with rig(tmp_path) as one, one.mounted() as path:
+        limit = trio.CapacityLimiter(64)
+        found: list[bytes] = []
+
+        async def read() -> None:
+            content = await trio.to_thread.run_sync(
+                (path / "f").read_bytes, limiter=limit, abandon_on_cancel=True
+            )
+            found.append(content)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(read)
+        assert found == [CONTENT] * 64
+        assert sum(length for _, length in one.source.requests) == len(CONTENT)
+
+
+async def test_a_writable_layer_over_it(tmp_path: Path) -> None:
+    async with rig(tmp_path, BUSYBOX.read_bytes()) as one:
+        upper = private_upper(tmp_path / "upper")
+        async with one.mounted(upper=upper) as path:
+            await in_thread(lambda: (path / "f").chmod(0o755))  # which copies it up
+            assert await run("bash", "-c", "exec -a echo $0 it runs", path / "f") == b"it runs\n"
+            await in_thread(lambda: (path / "f").rename(path / "renamed"))
+            await in_thread(lambda: (path / "new").write_bytes(b"new"))
+            assert sorted(await in_thread(lambda: os.listdir(path))) == ["new", "renamed"]
+        assert one.guards.devices.stats.held == 0
 
 
 async def test_a_source_that_fails_and_comes_back(tmp_path: Path) -> None:
