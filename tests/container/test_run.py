@@ -42,7 +42,7 @@ async def run(image: str, settings: Settings, *arguments: str, **options: object
 def left(directory: Path) -> list[Path]:
     mounts = [entry.mountpoint for entry in mount_table() if directory in entry.mountpoint.parents]
     files = [path for name in ("run/mounts", "cache/uppers") for path in (directory / name).glob("*")]
-    return mounts + [path for path in files if path.name != ".lock"]
+    return mounts + [path for path in files if path.name not in (".lock", ".claim")]
 
 
 def containers() -> list[str]:

@@ -10,11 +10,19 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from tests.daemon.supervised_program import PROGRAM
 
 __all__ = ["Daemon", "running"]
+
+
+class Answer(NamedTuple):
+    """What a worker says of itself."""
+
+    pid: int
+    arguments: list[str]
+    oom_score_adj: int
 
 
 class Daemon:
@@ -50,14 +58,26 @@ class Daemon:
         """Until no process of the daemon has the log open."""
         self.lines += self.log.readlines()
 
-    def ask(self, word: str) -> dict[str, object]:
+    def ask(self, word: str) -> Answer:
         """Have the worker do something; waits for the next one if there is none now."""
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(os.fspath(self.run_dir / "daemon.sock"))
+        return Answer(**json.loads(self.order(word)))
+
+    def order(self, word: str) -> bytes:
+        """Have the worker do something that may be its end."""
+        with self.connection() as client:
             client.sendall(word.encode())
-            data = b"".join(iter(lambda: client.recv(4096), b""))
-        answer: dict[str, object] = json.loads(data) if data else {}
-        return answer
+            return b"".join(iter(lambda: client.recv(4096), b""))
+
+    @contextmanager
+    def connection(self) -> Iterator[socket.socket]:
+        """A client of the daemon's socket, however long its path is."""
+        directory = os.open(self.run_dir, os.O_PATH)
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(f"/proc/self/fd/{directory}/daemon.sock")
+                yield client
+        finally:
+            os.close(directory)
 
     @property
     def pids(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from types import FrameType
 
 BLOCK = 4096
@@ -33,7 +34,7 @@ def block(number: int) -> bytes:
 class Worker:
     def __init__(self, arguments: list[str]) -> None:
         self.arguments = arguments
-        value = dict(zip(arguments, arguments[1:], strict=False))
+        value = dict(pairwise(arguments))
         self.run_dir, self.idle_exit = value["--run-dir"], value["--idle-exit"]
         self.group = None if value["--group"] == "none" else int(value["--group"])
         self.lock = int(value["--lock"])

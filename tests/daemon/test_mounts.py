@@ -75,7 +75,7 @@ def left(directory: Path) -> list[Path]:
         path
         for name in ("run/mounts", "cache/uppers")
         for path in (directory / name).glob("*")
-        if path.name != ".lock"
+        if path.name not in (".lock", ".claim")
     ]
 
 

@@ -63,8 +63,8 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
     lines = [
         (
             f"daemon: process {daemon['worker']} for {daemon['uptime_s']:.0f} s, {daemon['mounts']} mounts, "
-            f"{size_text(daemon['memory'])} of memory, {daemon['descriptors']} of {daemon['descriptors_limit']} "
-            "descriptors"
+            f"{size_text(daemon['memory'])} of memory, "
+            f"{daemon['descriptors']} of {daemon['descriptors_limit']} descriptors"
         )
     ]
     if events:

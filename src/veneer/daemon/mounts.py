@@ -59,7 +59,8 @@ def status_json(record: MountRecord, report: MountReport | None) -> dict[str, ob
         "kind": record.kind,
         "image": record.image,
         "mountpoint": os.fspath(record.mountpoint),
-        "pid": record.process.pid,
+        # Workers of the daemon change.
+        "pid": None if record.daemon and record.kind != "run" else record.process.pid,
         "daemon": record.daemon,
         "since": record.since,
         "report": report and report.to_json(),

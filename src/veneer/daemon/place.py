@@ -13,6 +13,7 @@ from veneer.errors import MountError
 from veneer.mount.state import (
     MountRecord,
     claim,
+    claiming,
     detach,
     directory_of,
     mount_id,
@@ -51,26 +52,27 @@ class Place:
         elif request.writable:
             # The last mount there may have been detached and still write to its own.
             upper = private_upper(request.settings.cache_dir / "uppers" / f"{name}-{secrets.token_hex(4)}")
-        made = not container and prepare_mountpoint(request.mountpoint)
-        record = MountRecord(
-            id=name,
-            kind="run" if container else "mount",
-            image=request.image,
-            mountpoint=directory / "root" if container else request.mountpoint,
-            process=process,
-            lower=directory / "lower" if upper else None,
-            devices=None if daemon else directory / "devices",
-            upper=upper,
-            made_mountpoint=made,
-            container=(os.fspath(container.runtime), name) if container else None,
-            daemon=daemon,
-        )
-        try:
-            claim(run_dir, record)
-        except MountError:
-            if made:
-                request.mountpoint.rmdir()
-            raise
+        with claiming(run_dir):
+            made = not container and prepare_mountpoint(request.mountpoint)
+            record = MountRecord(
+                id=name,
+                kind="run" if container else "mount",
+                image=request.image,
+                mountpoint=directory / "root" if container else request.mountpoint,
+                process=process,
+                lower=directory / "lower" if upper else None,
+                devices=None if daemon else directory / "devices",
+                upper=upper,
+                made_mountpoint=made,
+                container=(os.fspath(container.runtime), name) if container else None,
+                daemon=daemon,
+            )
+            try:
+                claim(run_dir, record)
+            except MountError:
+                if made:
+                    request.mountpoint.rmdir()
+                raise
         for path in (record.lower, record.mountpoint if container else None):
             if path is not None:
                 path.mkdir()

@@ -70,7 +70,6 @@ class Supervisor:
         self._error: Mapping[str, object] | None = None
         self._exit: int | None = None
         self._told = held.told
-        self._published: Mapping[str, object] = {}
         if held.worker is not None:
             pid, fd, link = held.worker
             self._worker = Worker(Process(pid, fd), socket.socket(fileno=link), ready=True)
@@ -83,7 +82,6 @@ class Supervisor:
         self._begin_as_primary()
         while self._exit is None:
             self._start_what_is_due()
-            self._publish()
             self._wait()
             if time.monotonic() >= self._next_tick:
                 self._tick()
@@ -141,6 +139,7 @@ class Supervisor:
         self._tell_standby([process.fd, ours.fileno()])
         os.write(gate, b"!")
         os.close(gate)
+        self._publish()
         log("INFO", f"worker started pid={process.pid}")
 
     def _before_worker(self) -> None:
@@ -164,6 +163,7 @@ class Supervisor:
             else:
                 if pid:
                     self._standby = Standby(Process.of_child(pid), ours)
+                    self._publish()
                     log("INFO", f"standby started pid={pid}")
                 else:
                     ours.close()
@@ -317,6 +317,7 @@ class Supervisor:
         standby, self._standby = self._standby, None
         if standby is not None:
             delay = self._standby_back_off.died(standby.since)
+            self._publish()
             log("WARNING", f"standby died pid={standby.process.pid} again_in={delay:g}")
             standby.bury()
 
@@ -349,6 +350,7 @@ class Supervisor:
         else:
             self._held = self._held._replace(restarts=self._held.restarts + 1)
             delay = self._worker_back_off.died(worker.since)
+            self._publish()
             log("ERROR", f"{text} again_in={delay:g}")
         self._error = None
 
@@ -390,6 +392,7 @@ class Supervisor:
         return None if self._worker is None else self._worker.process.pid
 
     def _publish(self) -> None:
+        """Say who is who; before the log does, for those who follow that."""
         status = {
             "supervisor": os.getpid(),
             "standby": self._standby and self._standby.process.pid,
@@ -397,9 +400,7 @@ class Supervisor:
             "started": self._held.started,
             "restarts": self._held.restarts,
         }
-        if status != self._published:
-            self._published = status
-            try:
-                instance.publish(self._run_dir, status)
-            except OSError as error:
-                log("WARNING", f"cannot write to {self._run_dir} cause={error.strerror!r}")
+        try:
+            instance.publish(self._run_dir, status)
+        except OSError as error:
+            log("WARNING", f"cannot write to {self._run_dir} cause={error.strerror!r}")

@@ -215,9 +215,9 @@ class Residents:
                 try:
                     if request.container:
                         nursery.start_soon(service.follow_owner, request.container.owner)
-                    ready(service)
                     if mounter.tainted:
                         await service.unmount(lazy=True)
+                    ready(service)
                     await session.ended.wait()
                 finally:
                     del self.services[record.id]

@@ -1,8 +1,10 @@
 """Starting the process of a mount and waiting until it is ready."""
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import IO
 
 from veneer.daemon.failure import error_from_json
@@ -29,17 +31,19 @@ def start_mount(request: MountRequest, *, report: Reporter = silent) -> MountInf
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A buffer would try again to send, when it is closed, what nobody has read.
+        bufsize=0,
         start_new_session=True,
     )
     if process.stdin is None or process.stdout is None or process.stderr is None:
         raise AssertionError("three pipes were asked for")
     # The process watches its standard input: closing it early, as an interruption does, ends it.
     with process.stdin, process.stdout, process.stderr:
-        try:
-            process.stdin.write(json.dumps(request.to_json()).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it says why on its standard error
+        message = memoryview(json.dumps(request.to_json()).encode() + b"\n")
+        # One that has died says why on its standard error.
+        with suppress(BrokenPipeError):
+            while message:
+                message = message[os.write(process.stdin.fileno(), message) :]
         # What was started leaves only its child behind, which is the mount's process.
         process.wait()
         answer = _answer(process.stdout, report)

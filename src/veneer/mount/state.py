@@ -10,10 +10,12 @@ Every function here blocks; an event loop calls them in a thread.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ __all__ = [
     "MountRecord",
     "Process",
     "claim",
+    "claiming",
     "detach",
     "directory_of",
     "mount_id",
@@ -141,15 +144,25 @@ def directory_of(run_dir: Path, name: str) -> Path:
     return run_dir / "mounts" / name
 
 
+@contextlib.contextmanager
+def claiming(run_dir: Path) -> Iterator[None]:
+    """One at a time looks for a place and claims it, mount point and all. Raises MountError."""
+    try:
+        _make_mounts(run_dir)
+        lock = open(run_dir / "mounts/.claim", "ab")  # noqa: SIM115 - closed below; errors of the body are not ours
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def claim(run_dir: Path, record: MountRecord) -> Path:
     """Make the directory of a mount with its record in it, at once. Raises MountError when it exists."""
     directory = directory_of(run_dir, record.id)
     draft = directory.with_name(f".{record.id}.{record.process.pid}")
     try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
-        for path in (run_dir, run_dir / "mounts"):
-            path.mkdir(mode=0o755, exist_ok=True)  # whatever the umask would let the group do
-        _check_owner(run_dir)
+        _make_mounts(run_dir)
         draft.mkdir(exist_ok=True, mode=0o700)
         _write(draft / _STATE, record)
         # Renaming onto a directory that is not empty fails, so exactly one of two claims succeeds.
@@ -160,10 +173,19 @@ def claim(run_dir: Path, record: MountRecord) -> Path:
             raise MountError(
                 f"{record.mountpoint} is mounted already", hint="see veneer status, or unmount it first"
             ) from error
-        raise MountError(
-            f"cannot write below {run_dir}: {error.strerror}", hint="set VENEER_RUN_DIR"
-        ) from error
+        raise _unwritable(run_dir, error) from error
     return directory
+
+
+def _make_mounts(run_dir: Path) -> None:
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    for path in (run_dir, run_dir / "mounts"):
+        path.mkdir(mode=0o755, exist_ok=True)  # whatever the umask would let the group do
+    _check_owner(run_dir)
+
+
+def _unwritable(run_dir: Path, error: OSError) -> MountError:
+    return MountError(f"cannot write below {run_dir}: {error.strerror}", hint="set VENEER_RUN_DIR")
 
 
 def mount_records(run_dir: Path) -> list[MountRecord]:

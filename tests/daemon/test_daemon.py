@@ -1,0 +1,466 @@
+"""The resident daemon: what its mounts live through, and what its end does to them."""
+
+import errno
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.daemon.layouts import LARGE, lazy_image, settings_in
+from veneer.container.options import ContainerOptions
+from veneer.daemon import client, lifecycle, mounts
+from veneer.daemon.ask import DAEMON_SOCKET, ask
+from veneer.daemon.client import RunRequest
+from veneer.daemon.request import MountInfo, MountRequest
+from veneer.errors import MountError, NotFound, UnsupportedFormat, UsageError
+from veneer.events import Event, Notice
+from veneer.mount.kernel import mounts_at
+from veneer.mount.state import mount_records
+from veneer.settings import Settings
+from veneer.testing.actions import Hold
+from veneer.testing.registry import scripted_registry
+from veneer.testing.tars import TarItem, tar
+
+pytestmark = [pytest.mark.root]
+
+#: Reads in blocks that are further apart than anything is read ahead.
+STEP = 1 << 20
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The backend that the daemon serves."""
+    return replace(settings, backend="erofs-fanotify")
+
+
+def mount(image: str, mountpoint: Path, settings: Settings, **more: object) -> MountInfo:
+    return client.mount_image(MountRequest.create(image, mountpoint, settings, **more))  # type: ignore[arg-type]
+
+
+def umount(mountpoint: Path, settings: Settings, *, lazy: bool = False) -> None:
+    mounts.umount(mountpoint, settings.run_dir, lazy=lazy)
+
+
+def processes(settings: Settings) -> dict[str, int]:
+    """The daemon's processes by role."""
+    found = json.loads((settings.run_dir / "daemon.json").read_bytes())
+    return {role: found[role] for role in ("supervisor", "standby", "worker")}
+
+
+def kill(settings: Settings, *roles: str) -> None:
+    """Kill processes of the daemon at once, and wait until they are gone."""
+    pids = [processes(settings)[role] for role in roles]
+    opened = [os.pidfd_open(pid) for pid in pids]
+    for process in opened:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    for process in opened:
+        select.select([process], [], [])
+        os.close(process)
+
+
+def another_worker(settings: Settings, before: int) -> None:
+    """Wait until another worker serves."""
+    while ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] == before:
+        pass
+
+
+def log_of(settings: Settings) -> str:
+    return (settings.run_dir / "daemon.log").read_text()
+
+
+def daemon_status(settings: Settings) -> dict[str, object]:
+    found = mounts.list_mounts(settings.run_dir).daemon
+    assert found is not None
+    return found
+
+
+def read(path: Path, offset: int, length: int = 4096) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def complete(settings: Settings) -> bool:
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.report is not None
+    return found.report.complete == len(found.report.layers)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return os.environ | {
+        "VENEER_CACHE_DIR": str(settings.cache_dir),
+        "VENEER_RUN_DIR": str(settings.run_dir),
+        "VENEER_BACKEND": settings.backend,
+    }
+
+
+def to_registry(workplace: Path) -> Path:
+    """Move the layout to where a registry serves it as ``team/app``."""
+    (workplace / "repositories/team").mkdir(parents=True)
+    (workplace / "layout").rename(workplace / "repositories/team/app")
+    return workplace / "repositories"
+
+
+def test_one_daemon_serves_all_mounts(workplace: Path, settings: Settings, image: str) -> None:
+    first = mount(image, workplace / "one", settings)
+    second = mount(image, workplace / "two", settings, writable=True)
+    assert (first.backend, first.pid) == ("erofs-fanotify", second.pid)
+    assert (workplace / "one/etc/hello").read_bytes() == b"hello\n"
+    (workplace / "two/etc/hello").write_bytes(b"other")
+    assert (workplace / "one/etc/hello").read_bytes() == b"hello\n"
+    assert (workplace / "two/large").read_bytes() == LARGE
+    found = mounts.list_mounts(settings.run_dir)
+    assert [status.record.mountpoint for status in found.mounts] == [workplace / "one", workplace / "two"]
+    assert all(status.report is not None for status in found.mounts)
+    assert found.daemon is not None
+    assert found.daemon["mounts"] == 2
+    umount(workplace / "one", settings)
+    assert (workplace / "two/bin/busybox").exists()
+    umount(workplace / "two", settings)
+    assert not (workplace / "one").exists(), "made for the mount, gone with it"
+    assert not list((settings.run_dir / "mounts").glob("[!.]*"))
+    assert not list((settings.cache_dir / "uppers").glob("*"))
+    assert not list((settings.cache_dir / "devices").glob("*/mounted"))
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ["worker"],
+        ["supervisor"],
+        ["standby"],
+        ["worker", "supervisor"],
+        ["worker", "standby"],
+        ["supervisor", "standby"],
+    ],
+    ids="+".join,
+)
+def test_killing_parts_of_it_disturbs_no_reader(
+    workplace: Path, settings: Settings, image: str, roles: list[str]
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    assert read(workplace / "mnt/large", 0) == LARGE[:4096]
+    kill(settings, *roles)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.report is not None
+    umount(workplace / "mnt", settings)
+    mount(image, workplace / "mnt", settings)
+    umount(workplace / "mnt", settings)
+
+
+def test_a_read_under_way_when_the_worker_is_killed_gets_its_bytes(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            name = f"{registry.host}/team/app:lazy"
+            await trio.to_thread.run_sync(mount, name, workplace / "mnt", settings)
+            held = Hold()
+            registry.faults.add(held, path="/blobs/")
+            async with trio.open_nursery() as nursery:
+                got: list[bytes] = []
+
+                async def reader() -> None:
+                    got.append(await trio.to_thread.run_sync(read, workplace / "mnt/large", 3 * STEP))
+
+                nursery.start_soon(reader)
+                await held.arrived.wait()
+                await trio.to_thread.run_sync(kill, settings, "worker")
+                held.release.set()
+            assert got == [LARGE[3 * STEP :][:4096]]
+            await trio.to_thread.run_sync(umount, workplace / "mnt", settings)
+
+    trio.run(main)
+
+
+def test_another_worker_needs_no_registry(workplace: Path, settings: Settings, image: str) -> None:
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            name = f"{registry.host}/team/app:lazy"
+            impatient = replace(settings, read_deadline_s=0.5)
+            await trio.to_thread.run_sync(mount, name, workplace / "mnt", impatient)
+            assert await trio.to_thread.run_sync(read, workplace / "mnt/large", 0) == LARGE[:4096]
+            before = processes(settings)["worker"]
+            async with registry.down():
+                await trio.to_thread.run_sync(kill, settings, "worker")
+                await trio.to_thread.run_sync(another_worker, settings, before)
+                # From the device, not from the kernel's cache of the file.
+                await trio.to_thread.run_sync(Path("/proc/sys/vm/drop_caches").write_text, "1")
+                assert await trio.to_thread.run_sync(read, workplace / "mnt/large", 0) == LARGE[:4096]
+                with pytest.raises(OSError) as caught:
+                    await trio.to_thread.run_sync(read, workplace / "mnt/large", 4 * STEP)
+                assert caught.value.errno == errno.EIO
+            await trio.to_thread.run_sync(umount, workplace / "mnt", settings)
+
+    trio.run(main)
+    assert "path='/large'" in log_of(settings)
+
+
+def test_a_restart_disturbs_neither_readers_nor_containers(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    script = "echo up; read x; cat /large"
+    command = [sys.executable, "-m", "veneer", "run", "-i", image, "--", "sh", "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(settings)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        before = processes(settings)
+        lifecycle.restart_daemon(settings.run_dir)
+        assert processes(settings)["worker"] != before["worker"]
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert hashlib.sha256(process.stdout.read()).digest() == hashlib.sha256(LARGE).digest()
+        assert process.wait() == 0
+    assert mount_records(settings.run_dir) == []
+
+
+def test_the_end_of_who_runs_a_container_is_noticed_by_another_worker(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    command = [sys.executable, "-m", "veneer", "run", image, "--", "sh", "-c", "echo up; sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(settings)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        before = processes(settings)["worker"]
+        kill(settings, "worker")
+        another_worker(settings, before)
+        process.kill()
+        while mount_records(settings.run_dir):
+            pass
+
+
+def test_a_mount_whose_daemon_died_as_a_whole_is_given_up(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    """Until somebody guards them again, holes read as zeros: nobody may take these for data later."""
+    mount(image, workplace / "mnt", settings, writable=True)
+    assert read(workplace / "mnt/large", 0) == LARGE[:4096]
+    with (workplace / "mnt/large").open("rb") as user:
+        kill(settings, "worker", "supervisor", "standby")
+        (found,) = mounts.list_mounts(settings.run_dir).mounts
+        assert found.record.kind == "detached"
+        assert not mounts_at(workplace / "mnt")
+        assert os.pread(user.fileno(), 4096, 3 * STEP) == LARGE[3 * STEP :][:4096], "it is guarded again"
+    assert "had no guard" in log_of(settings)
+    while mount_records(settings.run_dir):
+        pass
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    umount(workplace / "mnt", settings)
+
+
+def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, image: str) -> None:
+    mount(image, workplace / "mnt", settings)
+    for path in (workplace / "mnt").rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+    while not complete(settings):
+        pass
+    kill(settings, "worker", "supervisor", "standby")
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.record.kind == "mount", "nothing was without a guard that needs one"
+    umount(workplace / "mnt", settings)
+
+
+def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: Settings, image: str) -> None:
+    mount(image, workplace / "mnt", settings)
+    with (workplace / "mnt/large").open("rb") as user:
+        with pytest.raises(MountError, match="in use by"):
+            umount(workplace / "mnt", settings)
+        umount(workplace / "mnt", settings, lazy=True)
+        assert os.pread(user.fileno(), 4096, STEP) == LARGE[STEP:][:4096]
+        before = processes(settings)["worker"]
+        kill(settings, "worker")
+        another_worker(settings, before)
+        assert os.pread(user.fileno(), 4096, 4 * STEP) == LARGE[4 * STEP :][:4096]
+        mount(image, workplace / "mnt", settings)
+        umount(workplace / "mnt", settings)
+        (found,) = mounts.list_mounts(settings.run_dir).mounts
+        assert found.record.kind == "detached"
+    while mount_records(settings.run_dir):
+        pass
+
+
+def test_stopping_waits_for_users_and_asks_before_it_detaches(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    with pytest.raises(MountError, match="serves 1 mounts"):
+        lifecycle.stop_daemon(settings.run_dir)
+    monkeypatch.setattr(lifecycle, "STOP_TIMEOUT_S", 0.1)
+    with (workplace / "mnt/large").open("rb") as user:
+        with pytest.raises(MountError, match="in use still"):
+            lifecycle.stop_daemon(settings.run_dir, force=True)
+        assert not mounts_at(workplace / "mnt")
+        assert os.pread(user.fileno(), 4096, 2 * STEP) == LARGE[2 * STEP :][:4096]
+        supervisor = os.pidfd_open(processes(settings)["supervisor"])
+    select.select([supervisor], [], [])
+    os.close(supervisor)
+    assert not lifecycle.stop_daemon(settings.run_dir), "it has ended"
+
+
+def test_without_mounts_it_ends_by_itself(workplace: Path, settings: Settings) -> None:
+    settings.run_dir.mkdir(mode=0o700)
+    assert lifecycle.start_daemon(settings.run_dir, idle_exit_s=0.1)
+    try:
+        supervisor = os.pidfd_open(processes(settings)["supervisor"])
+    except (OSError, KeyError):
+        return
+    select.select([supervisor], [], [])
+    os.close(supervisor)
+
+
+def test_only_one_is_started(workplace: Path, settings: Settings) -> None:
+    assert lifecycle.start_daemon(settings.run_dir)
+    assert not lifecycle.start_daemon(settings.run_dir)
+    assert daemon_status(settings)["worker"] == processes(settings)["worker"]
+    assert lifecycle.stop_daemon(settings.run_dir)
+    assert not lifecycle.stop_daemon(settings.run_dir)
+
+
+def test_images_share_what_one_of_them_brought(workplace: Path, settings: Settings) -> None:
+    """A layer is read through the connections of the first image that has it, also when that is unmounted."""
+    base = tar([TarItem(b"base", content=os.urandom(3 * STEP))])
+    parts: list[tuple[str, bytes]] = []
+
+    async def make() -> None:
+        for number in range(2):
+            own = tar([TarItem(b"own", content=bytes([number]) * 5000)])
+            directory = workplace / f"image{number}"
+            directory.mkdir()
+            parts.append((await lazy_image(directory, settings_in(workplace), [base, own]), own))
+
+    trio.run(make)
+    for number, (name, _) in enumerate(parts):
+        mount(name, workplace / f"mnt{number}", settings)
+    whole = base[512 : 512 + 3 * STEP]
+    assert read(workplace / "mnt0/base", 0) == whole[:4096]
+    umount(workplace / "mnt0", settings)
+    assert (workplace / "mnt1/base").read_bytes() == whole
+    assert (workplace / "mnt1/own").read_bytes() == bytes([1]) * 5000
+    umount(workplace / "mnt1", settings)
+    stores = daemon_status(settings)["stores"]
+    assert isinstance(stores, dict)
+    assert len(stores) == 1
+
+
+def test_giving_up_before_the_mount_is_ready_leaves_nothing(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            held = Hold()
+            registry.faults.add(held, path="/manifests/")
+            command = [sys.executable, "-m", "veneer", "mount", f"{registry.host}/team/app:lazy"]
+            process = await trio.lowlevel.open_process(
+                [*command, f"{workplace}/mnt"], env=environment(settings)
+            )
+            await held.arrived.wait()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 128 + signal.SIGINT
+            with trio.fail_after(60):
+                while await trio.to_thread.run_sync(mount_records, settings.run_dir):
+                    pass
+
+    trio.run(main)
+    assert not (workplace / "mnt").exists()
+
+
+def test_failures_reach_whoever_asked(workplace: Path, settings: Settings, image: str) -> None:
+    layout = workplace / "layout"
+    (workplace / "full").mkdir()
+    (workplace / "full/file").touch()
+    for text, mountpoint, kind, words in (
+        (f"oci:{layout}:nothing", workplace / "mnt", NotFound, "nothing"),
+        (f"oci:{layout}:plain", workplace / "mnt", UnsupportedFormat, "index"),
+        (image, workplace / "full", MountError, "not empty"),
+    ):
+        with pytest.raises(kind, match=words):
+            mount(text, mountpoint, settings)
+    with pytest.raises(UsageError, match="not in /etc/passwd"):
+        client.run_image(RunRequest(image, ContainerOptions(user="mallory")), settings)
+    with pytest.raises(UsageError, match="unknown request"):
+        ask(settings.run_dir, DAEMON_SOCKET, "dance")
+    assert mount_records(settings.run_dir) == []
+    assert not (workplace / "mnt").exists()
+
+
+def test_wrong_bytes_are_an_error_that_the_log_explains(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.report is not None
+    blob = workplace / "layout/blobs/sha256" / found.report.layers[0].digest.removeprefix("sha256:")
+    good = blob.read_bytes()
+    blob.write_bytes(bytes(len(good)))
+    with pytest.raises(OSError) as caught:
+        read(workplace / "mnt/large", 2 * STEP)
+    assert caught.value.errno == errno.EIO
+    line = next(line for line in log_of(settings).splitlines() if "read failed" in line)
+    assert "path='/large'" in line
+    assert "IntegrityError" in line
+    blob.write_bytes(good)
+    assert read(workplace / "mnt/large", 2 * STEP) == LARGE[2 * STEP :][:4096]
+    umount(workplace / "mnt", settings)
+
+
+def test_where_the_kernel_cannot_watch_files_another_backend_is_used(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    (workplace / "memory").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", workplace / "memory"], check=True)
+    notices: list[str] = []
+
+    def report(event: Event) -> None:
+        assert isinstance(event, Notice)
+        notices.append(event.message)
+
+    try:
+        here = replace(settings, cache_dir=workplace / "memory/cache")
+        with pytest.raises(MountError, match="cannot"):
+            mount(image, workplace / "mnt", here)
+        request = MountRequest.create(image, workplace / "mnt", replace(here, backend="auto"))
+        info = client.mount_image(request, report=report)
+        assert info.backend == "fuse"
+        assert any("slower backend" in notice for notice in notices)
+        umount(workplace / "mnt", settings)
+    finally:
+        lifecycle.stop_daemon(settings.run_dir, force=True)
+        subprocess.run(["umount", workplace / "memory"], check=True)
+
+
+def test_many_mounts_cost_few_descriptors(workplace: Path, settings: Settings, image: str) -> None:
+    count = 30
+    before = int(str(daemon_of(image, workplace / "first", settings)["descriptors"]))
+    for number in range(count):
+        mount(image, workplace / f"mnt{number}", settings, writable=number % 2 == 0)
+    after = daemon_status(settings)
+    assert int(str(after["descriptors"])) - before <= count
+    for number in range(count):
+        assert read(workplace / f"mnt{number}/large", number * 100_000) == LARGE[number * 100_000 :][:4096]
+        umount(workplace / f"mnt{number}", settings)
+    assert daemon_status(settings)["mounts"] == 1
+    assert int(str(daemon_status(settings)["descriptors"])) <= before + 2
+    umount(workplace / "first", settings)
+
+
+def daemon_of(image: str, mountpoint: Path, settings: Settings) -> dict[str, object]:
+    mount(image, mountpoint, settings)
+    return daemon_status(settings)
