@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from veneer.errors import IntegrityError
 from veneer.index.model import Device
 from veneer.oci.digest import Digest, Hasher
 from veneer.store import presence
-from veneer.store.devicefile import DeviceFile
+from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.maintenance import check, collect
+from veneer.store.presence import Form, Layout
 from veneer.store.spanstore import AttachedDevice, SpanStore, open_store
 
 
@@ -124,6 +126,61 @@ async def test_an_eviction_while_it_is_hashed_is_noticed(
     monkeypatch.undo()
     await store.fill(attached, 0, 10)
     assert await store.prove(attached)
+
+
+async def test_a_span_that_is_replaced_while_it_is_hashed_is_noticed(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        await store.fill(attached, 0, attached.size)
+    monkeypatch.setattr(presence, "boot_id", lambda: b"another boot id!")
+    hash_range = DeviceFile.hash_range
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(b""))
+
+        def replace(this: DeviceFile, hasher: Hasher, offset: int, length: int) -> bool:
+            attached.decode_now([one.device.spans[0]], 0, one.blob)
+            return hash_range(this, hasher, offset, length)
+
+        monkeypatch.setattr(DeviceFile, "hash_range", replace)
+        assert not await store.prove(attached), "what was hashed may be a mixture"
+        assert await store.prove(attached)
+
+
+def test_whenever_the_owner_dies_an_incomplete_device_is_not_called_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sample([5 * KIB] * 3, codecs=(RAW,))
+    fills = [Fill(n, one.plain[n * 5 * KIB :][: 5 * KIB], bytes(32)) for n in range(3)]
+    deaths = 0
+    for deadline in range(1, 50):
+        file = DeviceFile.open(tmp_path / str(deadline), Layout.of(one.device, Form.PLAIN))
+        file.write(fills)
+        assert file.confirm(file.map.generation[0], bytes(file.states))
+        real, calls = os.pwrite, 0
+
+        def mortal(*args: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == deadline:  # noqa: B023 - called in this round
+                raise KeyboardInterrupt
+            return real(*args)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", mortal)
+            try:
+                file.evict([0, 2])
+            except KeyboardInterrupt:
+                deaths += 1
+        # Looked at as it was left, before anybody opens it and mends it.
+        assert file.map.complete is False or file.holds(0, 15 * KIB)
+        whole = file.holds(0, 15 * KIB)
+        file.close()
+        if calls < deadline:
+            assert not whole
+            break
+    assert deaths > 4
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -1,6 +1,7 @@
 """Giving up devices: nothing of them stays behind, and nobody is harmed who is still at it."""
 
 import gc
+import itertools
 import os
 import random
 import threading
@@ -91,10 +92,14 @@ async def test_the_other_twins_stay_twins(tmp_path: Path) -> None:
     ones = [sample([20 * KIB] * 3, codecs=(RAW,)), *(sample([20 * KIB] * n, codecs=(RAW,)) for n in (4, 5))]
     sources = [ScriptedSource(one.blob) for one in ones]
     async with open_store(store_settings(tmp_path)) as store:
-        devices = [store.attach(one.device, source) for one, source in zip(ones, sources, strict=True)]
+        pairs = zip(ones, sources, strict=True)
+        devices = [store.attach(one.device, source) for one, source in itertools.islice(pairs, 2)]
         await store.fill(devices[0], 0, 60 * KIB)
         await store.fill(devices[1], 0, 60 * KIB)
         store.detach(devices[0])
+        devices += [store.attach(one.device, source) for one, source in pairs]
+        # Looks for twins from now on.
+        await store.fill(devices[2], 80 * KIB, 1)
         await store.fill(devices[2], 0, 60 * KIB)
         assert store.stats.copied == 6
         store.detach(devices[1])

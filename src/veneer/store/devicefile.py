@@ -295,7 +295,8 @@ class DeviceFile:
             self._trust(number for number, state in enumerate(states) if state == SUSPECT)
             if self._owned is not None:
                 self._owned.complete()
-            return self.map.mark_complete(generation)
+            self.map.mark_complete()
+            return True
 
     def _trust(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -156,6 +156,7 @@ def _remove_stale(directory: Path) -> bool:
     owner = _owner(directory)
     if owner is None:
         return True
+    # In this order: a lease is in the way of whoever is about to open the file.
     other_boot = bool(owner.boot) and owner.boot != presence.boot_id().hex()
     if not other_boot and (_is_held(directory) or is_in_use(directory) or _is_opened_by_anyone(directory)):
         return False

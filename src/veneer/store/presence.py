@@ -256,11 +256,6 @@ class PresenceMap:
         """Whether all of the device is on disk, trusted, and was found to have its diffID."""
         return self._header[_COMPLETE // 8] == self.generation[0] + 1
 
-    def all_trusted(self, first: int = 0, past: int | None = None) -> bool:
-        """Whether each of these spans (all, unless told) is on disk and trusted."""
-        states = bytes(self.states[first:past])
-        return states.count(PRESENT) == len(states)
-
     def digest(self, number: int) -> bytes:
         """What the bytes of a span on disk must hash to."""
         at = self._records_at + number * _RECORD_SIZE
@@ -283,12 +278,11 @@ class PresenceMap:
     def begin_boot(self) -> None:
         """Bring a checked map up to date: after a boot present spans become suspect; recount the bytes."""
         if self.stale:
-            self.clear_complete()
             for number in self.on_disk():
                 self._write_records(number, [self.digest(number)], SUSPECT)
             # Last: a map whose header names this boot has no span left that is trusted from before it.
             _pwrite_all(self.fd, boot_id(), _BOOT)
-        if self.complete and not self.all_trusted():
+        if bytes(self.states).count(PRESENT) != self.count:
             self.clear_complete()
         total = sum(compress(self.lengths, self.states.tobytes()))
         if total != self.present_bytes:
@@ -321,12 +315,9 @@ class PresenceMap:
         self._set_present_bytes(max(0, self.present_bytes - lost))
         return lost
 
-    def mark_complete(self, generation: int) -> bool:
-        """Note that the device was found to be whole; False if a span went or changed since ``generation``."""
-        if self.generation[0] != generation or not self.all_trusted():
-            return False
-        _pwrite_all(self.fd, struct.pack("=Q", generation + 1), _COMPLETE)
-        return True
+    def mark_complete(self) -> None:
+        """Note that all of the device was found to be whole, in this generation."""
+        _pwrite_all(self.fd, struct.pack("=Q", self.generation[0] + 1), _COMPLETE)
 
     def clear_complete(self) -> None:
         """Take that note back."""
