@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -446,21 +447,44 @@ def test_where_the_kernel_cannot_watch_files_another_backend_is_used(
         subprocess.run(["umount", workplace / "memory"], check=True)
 
 
-def test_many_mounts_cost_few_descriptors(workplace: Path, settings: Settings, image: str) -> None:
-    count = 30
-    before = int(str(daemon_of(image, workplace / "first", settings)["descriptors"]))
-    for number in range(count):
-        mount(image, workplace / f"mnt{number}", settings, writable=number % 2 == 0)
-    after = daemon_status(settings)
-    assert int(str(after["descriptors"])) - before <= count
-    for number in range(count):
-        assert read(workplace / f"mnt{number}/large", number * 100_000) == LARGE[number * 100_000 :][:4096]
-        umount(workplace / f"mnt{number}", settings)
-    assert daemon_status(settings)["mounts"] == 1
-    assert int(str(daemon_status(settings)["descriptors"])) <= before + 2
-    umount(workplace / "first", settings)
+def test_a_hundred_images_at_once(workplace: Path, settings: Settings) -> None:
+    """All right, and each for a bounded price in descriptors and memory."""
+    count = 100
+    base = tar([TarItem(b"base", content=LARGE[: 2 * STEP])])
+    own = [TarItem(b"own", content=LARGE[number * 1000 :][:50_000]) for number in range(count)]
+    names: list[str] = []
+
+    async def make() -> None:
+        for item in own:
+            names.append(await lazy_image(workplace / "layout", settings_in(workplace), [base, tar([item])]))
+            (workplace / "layout").rename(workplace / f"layout{len(names)}")
+            names[-1] = f"oci:{workplace}/layout{len(names)}:lazy"
+
+    trio.run(make)
+    with ThreadPoolExecutor(16) as pool:
+        first = pool.submit(mount, names[0], workplace / "mnt0", settings)
+        first.result()
+        before = daemon_status(settings)
+        made = [pool.submit(mount, names[i], workplace / f"mnt{i}", settings) for i in range(1, count)]
+        for future in made:
+            future.result()
+
+        def check(number: int) -> None:
+            assert (workplace / f"mnt{number}/own").read_bytes() == own[number].content
+            at = (number * 20_000) % STEP
+            assert read(workplace / f"mnt{number}/base", at) == LARGE[at:][:4096]
+
+        list(pool.map(check, range(count)))
+        after = daemon_status(settings)
+        assert after["mounts"] == count
+        # One of its own data file, presence map and lock, and those of its layout.
+        assert number_of(after, "descriptors") - number_of(before, "descriptors") <= 8 * count
+        assert number_of(after, "memory") - number_of(before, "memory") <= count << 20
+        list(pool.map(lambda i: umount(workplace / f"mnt{i}", settings), range(1, count)))
+    end = daemon_status(settings)
+    assert number_of(end, "descriptors") <= number_of(before, "descriptors") + 4
+    umount(workplace / "mnt0", settings)
 
 
-def daemon_of(image: str, mountpoint: Path, settings: Settings) -> dict[str, object]:
-    mount(image, mountpoint, settings)
-    return daemon_status(settings)
+def number_of(status: dict[str, object], name: str) -> int:
+    return int(str(status[name]))
