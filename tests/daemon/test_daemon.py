@@ -447,6 +447,28 @@ def test_where_the_kernel_cannot_watch_files_another_backend_is_used(
         subprocess.run(["umount", workplace / "memory"], check=True)
 
 
+def test_other_commands_leave_mounted_devices_alone(workplace: Path, settings: Settings, image: str) -> None:
+    """Whatever another process does with the cache, the kernel finds all bytes that it was told are there."""
+
+    def veneer(*words: str) -> bytes:
+        command = [sys.executable, "-m", "veneer", *words]
+        return subprocess.run(command, env=environment(settings), stdout=subprocess.PIPE, check=True).stdout
+
+    mount(image, workplace / "mnt", settings)
+    assert read(workplace / "mnt/large", 0) == LARGE[:4096]
+    assert read(workplace / "mnt/large", 3 * STEP) == LARGE[3 * STEP :][:4096]
+    assert veneer("cat", image, "/large") == LARGE
+    veneer("verify", image)
+    veneer("cache", "gc", "--cache-quota", "0")
+    veneer("cache", "check")
+    veneer("cache", "clear")
+    Path("/proc/sys/vm/drop_caches").write_text("1")
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    umount(workplace / "mnt", settings)
+    veneer("cache", "clear")
+    assert not list((settings.cache_dir / "devices").glob("[!.]*"))
+
+
 def test_a_hundred_images_at_once(workplace: Path, settings: Settings) -> None:
     """All right, and each for a bounded price in descriptors and memory."""
     count = 100
