@@ -24,15 +24,15 @@ SIZE = 1 << 20
 
 
 class Reader:
-    """Opens a file and reads from it in a thread."""
+    """Reads from a file in a thread, which opens it unless it is open already, and closes it."""
 
-    def __init__(self, path: Path, offset: int = 0, length: int = 10) -> None:
+    def __init__(self, file: Path | int, offset: int = 0, length: int = 10) -> None:
         self.outcome: bytes | int | None = None
-        self._thread = threading.Thread(target=self._read, args=(path, offset, length), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(file, offset, length), daemon=True)
         self._thread.start()
 
-    def _read(self, path: Path, offset: int, length: int) -> None:
-        fd = os.open(path, os.O_RDONLY)
+    def _read(self, file: Path | int, offset: int, length: int) -> None:
+        fd = file if isinstance(file, int) else os.open(file, os.O_RDONLY)
         try:
             self.outcome = os.pread(fd, length, offset)
         except OSError as error:
@@ -175,10 +175,12 @@ def test_what_a_dead_process_left_unanswered_is_failed_and_may_be_asked_again(
 def test_without_descriptors_reads_fail_and_nobody_sees_a_hole(group: int, file: tuple[Path, int]) -> None:
     path, fd = file
     fanotify.mark(group, fd)
-    readers = [Reader(path, 4096 * number) for number in range(4)]
+    opened = [os.open(path, os.O_RDONLY) for _ in range(4)]
+    readers = [Reader(fd, 4096 * number) for number, fd in enumerate(opened)]
     (first,) = next_events(group, most=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (first.fd + 1, hard))
+    os.close(free := os.dup(group))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
     refused: list[Event] = []
     try:
         while len(refused) < 3:
