@@ -31,8 +31,8 @@ from veneer.store.transfer import SpanJob
 
 __all__ = ["Bulk", "Holder"]
 
-#: Less than this is read in a moment anyhow.
-_LEAST_READ = 4 << 20
+#: Less than this tells nothing when it was read, and is not worth a run of its own.
+_LEAST = 4 << 20
 #: Shares of a device: read in any order, and read in long stretches.
 _LARGE_SHARE, _SMALL_SHARE = 1 / 4, 1 / 16
 #: Average length of stretches that are called long.
@@ -106,24 +106,27 @@ class Bulk:
                 read[number + 1] = 1
                 self._read_bytes += starts[number + 1] - starts[number]
                 self._stretches += 1 - read[number] - read[number + 2]
-        if self._paused and self._asked < self._allowance():
+        if self._paused and self._may_begin():
             self._begin()
 
     def missed(self, number: int) -> None:
         """A reader has to wait for a span that nobody had asked for."""
         self.watching = True
         self._place = number
-        if not self._running and self._asked < self._allowance() and not self._queue.failing:
+        if self._may_begin():
             self._begin()
 
-    def _allowance(self) -> float:
-        """How many bytes bulk may have asked for by now."""
+    def _room(self) -> float:
+        """How many plain bytes bulk may ask for now."""
         read, size = self._read_bytes, self._spans.size
-        if read < _LEAST_READ or read < size * _SMALL_SHARE:
+        if read < _LEAST or read < size * _SMALL_SHARE:
             return 0
         if read >= size * _LARGE_SHARE:
             return math.inf
-        return read if read >= self._stretches * _STRETCH else 0
+        return read - self._asked if read >= self._stretches * _STRETCH else 0
+
+    def _may_begin(self) -> bool:
+        return not self._running and not self._queue.failing and self._room() >= _LEAST
 
     def _begin(self) -> None:
         self._running, self._paused, self._failed = True, False, False
@@ -139,15 +142,14 @@ class Bulk:
                     reads, since = self._reads, trio.current_time()
                 elif trio.current_time() - since >= _IDLE_S:
                     return
-                if link.bulk >= (_LANES if link.is_wide else 1) or (link.demanded and not link.is_wide):
+                if self._must_wait():
                     await link.freed.park()
                     continue
-                if self._asked >= self._allowance():
+                if (room := self._room()) < _LEAST:
                     self._paused = True
                     return
-                numbers = self._next(link.bulk_limit, link.gap_limit)
+                numbers = self._next(link.bulk_limit, link.gap_limit, room)
                 if not numbers:
-                    self.watching = 0 in self._holder.held()
                     return
                 length = sum(self._spans[number].length for number in numbers)
                 if not self._holder.has_room(length):
@@ -162,8 +164,14 @@ class Bulk:
         finally:
             self._running = False
 
-    def _next(self, limit: int, gap: int) -> list[int]:
-        """The spans of the next range; none when all are there or under way."""
+    def _must_wait(self) -> bool:
+        link = self._queue.link
+        if link.is_wide:
+            return link.bulk >= _LANES
+        return link.bulk > 0 or link.demanded > 0 or self._queue.has_demand
+
+    def _next(self, limit: int, gap: int, most: float) -> list[int]:
+        """The spans of the next range, at most ``limit`` stored and ``most`` plain bytes; none at the end."""
         spans, jobs, done = self._spans, self._queue.jobs, self._done
         offsets, lengths = spans.stored_offsets, spans.stored_lengths
         numbers: list[int] = []
@@ -179,7 +187,8 @@ class Bulk:
                 continue
             if not self._holder.is_held(number) and number not in jobs and number not in self._wrong:
                 past = offsets[number] + lengths[number]
-                if numbers and (offsets[number] - end > gap or past - begin > limit):
+                most -= spans.starts[number + 1] - spans.starts[number]
+                if numbers and (offsets[number] - end > gap or past - begin > limit or most < 0):
                     break
                 begin, end = begin if numbers else offsets[number], past
                 numbers.append(number)
@@ -205,3 +214,4 @@ class Bulk:
             link = self._queue.link
             link.bulk -= 1
             link.freed.unpark_all()
+            self.watching = self._running or 0 in self._holder.held()

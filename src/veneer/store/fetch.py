@@ -113,6 +113,11 @@ class FetchQueue:
         """Whether the latest request that ended had failed."""
         return self._failures > 0
 
+    @property
+    def has_demand(self) -> bool:
+        """Whether something that a reader waits for is still to be sent."""
+        return any(job.priority is Priority.DEMAND for job in self._queued.values())
+
     def submit(self, job: SpanJob) -> None:
         """Queue a job that is in :attr:`jobs`; it starts in the next round of the scheduler or later."""
         self._queued[job.number] = job
@@ -131,6 +136,7 @@ class FetchQueue:
         if self._queued.get(job.number) is job:
             del self._queued[job.number]
             self.finish(job, None, job.setback)
+            self.link.freed.unpark_all()
 
     def finish(self, job: SpanJob, plain: bytes | None, error: VeneerError | None = None) -> None:
         """End a job; the next reader of a failed span starts a new one."""
@@ -193,7 +199,9 @@ class FetchQueue:
         else:
             return deque()
         link = self.link
-        limit = link.range_limit if priority < Priority.COMPLETION else link.background_limit
+        # Bulk has cut its ranges itself.
+        nobody_waits = {Priority.COMPLETION: link.background_limit, Priority.BULK: link.bulk_limit}
+        limit = nobody_waits.get(priority, link.range_limit)
         first, last = self._extend(number, limit, link.gap_limit)
         if priority is Priority.DEMAND:
             last = self._reach(first, last, link.reach)
