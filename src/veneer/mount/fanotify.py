@@ -185,9 +185,9 @@ def _range(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Offset and length that the records of one event say; (0, 0) without a range."""
     while at + _INFO.size <= end:
         kind, _, length = _INFO.unpack_from(data, at)
-        if length < _INFO.size:
+        if not _INFO.size <= length <= end - at:
             break
-        if kind == _INFO_RANGE:
+        if kind == _INFO_RANGE and length >= _INFO.size + _RANGE.size:
             _, offset, count = _RANGE.unpack_from(data, at + _INFO.size)
             return offset, count
         at += length
