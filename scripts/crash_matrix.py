@@ -33,7 +33,9 @@ BACKENDS = (RESIDENT, "erofs-fuse")
 #: Runs where Python starts, before any module of veneer: spans of mounted devices may be evicted after this
 #: time, not after a minute.
 _HASTY_S = 0.5
-_HASTY = f"import veneer.store.cache as module\nmodule.MIN_IDLE_S = {_HASTY_S}\n"
+_HASTY = f"""from veneer.store.owned import IdleRule
+IdleRule.__init__.__defaults__ = ({_HASTY_S}, *IdleRule.__init__.__defaults__[1:])
+"""
 _ROW = "{:19} {:15} {:>6} {:>6} {:>9} {:>8} {:>7} {:>11} {:>5} {:>5}  {}"
 _COLUMNS = ("rounds", "faults", "reads", "MB", "errors", "unexplained", "wrong", "s")
 
@@ -79,10 +81,10 @@ class Matrix:
                 except Failure as failure:
                     outcome.failure = f"round {number}: {failure}"
                     outcome.wrong += isinstance(failure, WrongBytes)
-                    self._keep(outcome, machine)
                 finally:
                     round_.account()
                 if not outcome.ok:
+                    self._keep(outcome, machine)
                     break
             else:
                 machine.stop()
@@ -109,7 +111,7 @@ class Matrix:
         """The log of a failure is worth more than a clean directory."""
         kept = self._directory / f"{outcome.scenario}-{outcome.backend}.log"
         kept.write_text(machine.log())
-        outcome.failure += f"\n(log kept in {kept})"
+        outcome.failure += f"\n(see the log in {kept})"
 
 
 def show(outcome: Outcome) -> None:
@@ -129,6 +131,8 @@ def show(outcome: Outcome) -> None:
         print(f"    {count:6} {name}: {cause}")
     for note, count in sorted(outcome.notes.items()):
         print(f"    {count:6} {note}")
+    for example in outcome.examples:
+        print(f"    {example}")
     if outcome.failure:
         print("    " + outcome.failure.replace("\n", "\n    "))
     sys.stdout.flush()

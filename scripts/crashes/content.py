@@ -7,7 +7,7 @@ add.
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,13 @@ class Content:
         plain: directory that holds the right content of every file.
         files: paths relative to it, with sizes.
         layout: OCI layout with the image (not converted yet), tagged ``source``.
+        order: layer and place among that layer's files of each file.
     """
 
     plain: Path
     files: tuple[tuple[str, int], ...]
     layout: Path
+    order: Mapping[str, tuple[int, int]]
 
     @property
     def size(self) -> int:
@@ -57,7 +59,12 @@ def make_content(directory: Path, size: int, seed: int) -> Content:
         target = plain / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    return Content(plain, tuple((path, len(content)) for path, content in sorted(files.items())), layout)
+    order = {
+        os.fsdecode(item.path): (number, place)
+        for number, layer in enumerate(layers)
+        for place, item in enumerate(item for item in layer if item.kind == "file")
+    }
+    return Content(plain, tuple((path, len(files[path])) for path in sorted(files)), layout, order)
 
 
 def _layers(rng: random.Random, size: int) -> tuple[list[Layer], dict[str, bytes]]:

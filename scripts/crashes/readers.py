@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -47,9 +48,10 @@ class WrongBytes(Failure):
 
 @dataclass(frozen=True, slots=True)
 class ReadError:
-    """An error that a reader got: when (monotonic), on which file, and in which kind of reading."""
+    """An error that a reader got: when (monotonic, and as logs say it), where, and in which kind of reading."""
 
     at: float
+    time: str
     path: str
     offset: int
     errno: int
@@ -252,7 +254,9 @@ class _Reader:
         self.shared[_FIELDS * self.number + _BUSY_SINCE] = 0
 
     def _failed(self, path: str, offset: int, error: OSError) -> None:
-        note = ReadError(time.monotonic(), path, offset, error.errno or 0, self.doing)
+        note = ReadError(
+            time.monotonic(), f"{datetime.now(UTC):%T.%f}", path, offset, error.errno or 0, self.doing
+        )
         self.errors.write(json.dumps(asdict(note)) + "\n")
         self.shared[_FIELDS * self.number + _ERRORS] += 1
         time.sleep(_AFTER_ERROR_S)

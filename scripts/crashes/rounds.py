@@ -15,7 +15,7 @@ from crashes.disk import SmallDisk
 from crashes.machine import Machine
 from crashes.readers import Failure, Pool
 from crashes.registry import SwitchedRegistry
-from crashes.verdict import Outcome, Window, explain, window
+from crashes.verdict import UNEXPLAINED, Outcome, Window, explain, window
 
 __all__ = ["Round"]
 
@@ -26,6 +26,8 @@ _WELL = 5
 _WELL_DEADLINE_S = 60.0
 #: Reads of each reader before the first fault: some faults shall meet a mount that has just begun.
 _FIRST_READS = 1
+#: Of errors without an explanation, so many are shown.
+_EXAMPLES = 5
 
 
 class Round:
@@ -134,5 +136,8 @@ class Round:
         outcome.bytes += self.pool.bytes
         log = self.machine.log()[self._log_start :]
         for error in self.pool.errors():
-            outcome.errors[error.name, explain(error, log, self.windows, self._allowed)] += 1
+            cause = explain(error, log, self.windows, self._allowed, self.content.order)
+            outcome.errors[error.name, cause] += 1
+            if cause.startswith(UNEXPLAINED) and len(outcome.examples) < _EXAMPLES:
+                outcome.examples.append(str(error))
         shutil.rmtree(self._notes, ignore_errors=True)

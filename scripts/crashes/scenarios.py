@@ -1,6 +1,7 @@
 """The faults, one function each: called with readers at work, they return with the cause of trouble gone."""
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ _NO_REGISTRY = frozenset({"Unavailable", "RegistryError"})
 _BAD_REGISTRY = _NO_REGISTRY | {"IntegrityError", "NotFound", "Unauthorized"}
 _NO_DISK = frozenset({"CacheError"})
 _MAX_FAULTS = 3
+_EVICTION_DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,10 @@ def _reboot(round_: Round) -> None:
 
 def _evict(round_: Round) -> None:
     before = _evicted(round_)
+    until = time.monotonic() + _EVICTION_DEADLINE_S
     while _evicted(round_) == before:
+        if time.monotonic() > until:
+            raise Failure(f"nothing was evicted in {_EVICTION_DEADLINE_S:g} s")
         round_.pause(2.0)
         round_.well_again()
     round_.outcome.faults += 1

@@ -7,21 +7,23 @@ processes were being replaced, the line that says so. The cause must be one that
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 
 from crashes.readers import ReadError
 
-__all__ = ["Outcome", "Window", "explain"]
+__all__ = ["UNEXPLAINED", "Outcome", "Window", "explain"]
 
 _FAILED = re.compile(r"read failed .*?path=(?P<path>'[^']*'|\"[^\"]*\").*? error=(?P<error>\w+)")
 _LEFT_OUT = re.compile(r"failed_reads_not_shown=")
 #: A daemon says as many lines in ten seconds; more are counted only.
 _LINES_SHOWN = 20
-#: What the supervisor says about a worker that ended.
-_RESTART = re.compile(r"worker (?:ended|died|was killed)|restart|took over|adopt", re.IGNORECASE)
+#: What the daemon says about processes of its own that died.
+_RESTART = re.compile(r"worker ended pid=|primary died|standby died pid=|supervisors? (?:has |have )?died")
+#: The kernel asks for whole pages and reads ahead: so many of the smallest files may be in one range.
+_BESIDE = 16
 #: An error may reach its reader a little after its cause is over.
 _AFTER_S = 1.0
 
@@ -65,6 +67,7 @@ class Outcome:
     #: (errno, cause) -> how many.
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     failure: str = ""
+    examples: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -92,8 +95,22 @@ class Outcome:
         }
 
 
-def explain(error: ReadError, log: str, windows: Sequence[Window], allowed: frozenset[str]) -> str:
-    """The cause of an error, or a text that begins with :data:`UNEXPLAINED`."""
+def explain(
+    error: ReadError,
+    log: str,
+    windows: Sequence[Window],
+    allowed: frozenset[str],
+    order: Mapping[str, tuple[int, int]],
+) -> str:
+    """The cause of an error, or a text that begins with :data:`UNEXPLAINED`.
+
+    Args:
+        error: what a reader got.
+        log: what the processes of the mount have said since before the error.
+        windows: what the script did.
+        allowed: causes that are acceptable: classes of errors in the log.
+        order: layer and place in it of each file.
+    """
     if error.doing == "sweep":
         return f"{UNEXPLAINED}: everything is well again"
     inside = [window for window in windows if window.covers(error)]
@@ -101,8 +118,7 @@ def explain(error: ReadError, log: str, windows: Sequence[Window], allowed: froz
         if error.name in window.errnos:
             return window.cause
     told = list(_FAILED.finditer(log))
-    path = repr("/" + error.path)
-    kinds = Counter(match["error"] for match in told if match["path"] == path)
+    kinds = Counter(match["error"] for match in told if _beside(error.path, match["path"][2:-1], order))
     if not kinds and (len(told) >= _LINES_SHOWN or _LEFT_OUT.search(log)):
         kinds = Counter(match["error"] for match in told)
     for kind, _ in kinds.most_common():
@@ -111,6 +127,18 @@ def explain(error: ReadError, log: str, windows: Sequence[Window], allowed: froz
     if any(not window.errnos for window in inside) and _RESTART.search(log):
         return "restart"
     return f"{UNEXPLAINED}: log says {dict(kinds)}" if kinds else f"{UNEXPLAINED}: nothing in the log"
+
+
+def _beside(path: str, told: str, order: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a line about one file may stand for another: it names the one in which the range starts.
+
+    That is the root for a range that starts before the first file of a layer.
+    """
+    layer, place = order[path]
+    if told and told not in order:
+        return False
+    told_layer, told_place = order[told] if told else (layer, 0)
+    return layer == told_layer and 0 <= place - told_place <= _BESIDE
 
 
 @contextmanager
