@@ -279,6 +279,27 @@ def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, i
     umount(workplace / "mnt", settings)
 
 
+def test_what_is_unmounted_while_no_worker_looks_leaves_nothing_behind(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    assert read(workplace / "mnt/large", 0) == LARGE[:4096]
+    before = processes(settings)["worker"]
+    stopped = os.pidfd_open(before)
+    signal.pidfd_send_signal(stopped, signal.SIGSTOP)
+    subprocess.run(["umount", workplace / "mnt"], check=True)
+    signal.pidfd_send_signal(stopped, signal.SIGKILL)
+    select.select([stopped], [], [])
+    os.close(stopped)
+    another_worker(settings, before)
+    assert mount_records(settings.run_dir) == []
+    (data,) = (settings.cache_dir / "devices").glob("*/data")
+    read(data, 0)  # an error if the kernel still asks about it, and nobody knows it
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    umount(workplace / "mnt", settings)
+
+
 def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: Settings, image: str) -> None:
     mount(image, workplace / "mnt", settings)
     with (workplace / "mnt/large").open("rb") as user:

@@ -80,11 +80,15 @@ class Residents:
 
     async def restore(self) -> None:
         """Serve again what an earlier process mounted, and clean up what is not there any more."""
+        caches: set[Path] = set()
         for record in await trio.to_thread.run_sync(mount_records, self._run_dir):
             if not record.daemon:
                 continue
             place = Place(self._run_dir, record)
-            state = await trio.to_thread.run_sync(_state_of, place)
+            found = await trio.to_thread.run_sync(_read_state, place)
+            if found is not None:
+                caches.add(found[0].settings.cache_dir)
+            state = found if found is not None and _is_there(place, found[2]) else None
             if state is None:
                 log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
                 await trio.to_thread.run_sync(_clean_up, place)
@@ -92,6 +96,10 @@ class Residents:
             request, choice, existing = state
             if not await self._restore(place, request, choice, existing):
                 self._nursery.start_soon(self._keep_restoring, place, request, choice, existing)
+        for cache_dir in caches:
+            # What was unmounted while nobody looked has marks still, and whoever reads it would get errors.
+            for pin in (cache_dir / "devices").glob("*/mounted"):
+                self._guards.devices.forget(pin.with_name("data"))
 
     async def until_empty(self) -> None:
         """Wait until nothing is mounted."""
@@ -245,20 +253,26 @@ def _write_state(
     new.replace(place.directory / _STATE)
 
 
-def _state_of(place: Place) -> tuple[MountRequest, Choice, Existing] | None:
-    """What is needed to serve a mount again; None when it is gone, or was never finished."""
+def _read_state(place: Place) -> tuple[MountRequest, Choice, Existing] | None:
+    """What is needed to serve a mount again; None when it was never finished."""
     try:
         state = json.loads((place.directory / _STATE).read_bytes())
-        request = MountRequest.from_json(state["request"])
-        choice = Choice(state["backend"], state["reason"])
-        existing = Existing(tuple(state["superblocks"]))
+        return (
+            MountRequest.from_json(state["request"]),
+            Choice(state["backend"], state["reason"]),
+            Existing(tuple(state["superblocks"])),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("no state of id=%s cause=%r", place.record.id, str(error))
         return None
+
+
+def _is_there(place: Place, existing: Existing) -> bool:
+    """Whether the kernel has the mount still."""
     if any(entry.ours for entry in kernel.mounts_at(place.tree)):
-        return request, choice, existing
-    there = existing.superblocks and set(os.listdir("/sys/fs/erofs")).intersection(existing.superblocks)
-    return (request, choice, existing) if there and _same_boot(place.record) else None
+        return True
+    listed = os.listdir("/sys/fs/erofs") if existing.superblocks else ()
+    return bool(set(listed).intersection(existing.superblocks)) and _same_boot(place.record)
 
 
 def _same_boot(record: MountRecord) -> bool:

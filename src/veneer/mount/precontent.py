@@ -26,6 +26,7 @@ import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -205,6 +206,19 @@ class GuardedDevices:
         self._draining = True
         while self.stats.pending:
             await self._waiting.park()
+
+    def forget(self, data: Path) -> None:
+        """Unmark a data file that an earlier process marked and nobody holds. Blocks."""
+        try:
+            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) not in self._devices:
+                fanotify.unmark(self._group, fd)
+        finally:
+            os.close(fd)
 
     def restored(self) -> None:
         """Tell that every device which was held before a restart is held again."""
