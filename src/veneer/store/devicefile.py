@@ -32,7 +32,7 @@ from veneer.oci.digest import Hasher
 from veneer.store.extents import Fill, punch_spans, runs, write_run
 from veneer.store.owned import BeforePunch, IdleRule, Owned
 from veneer.store.pair import checked, is_at, open_pair
-from veneer.store.pin import is_pinned, is_pinned_for_good
+from veneer.store.pin import is_pinned_for_good, pin_at
 from veneer.store.presence import PRESENT, SUSPECT, Layout, PresenceMap
 
 __all__ = ["DeviceFile", "Fill", "Verified"]
@@ -83,6 +83,7 @@ class DeviceFile:
         self._hits = 0
         self._abandoned = False
         self._owned: Owned | None = None
+        self._pin_at = pin_at(directory)
 
     @classmethod
     def open(cls, directory: Path, layout: Layout) -> Self:
@@ -207,8 +208,8 @@ class DeviceFile:
 
     @property
     def pinned_elsewhere(self) -> bool:
-        """Whether the kernel reads the device and somebody else answers for that. Costs one stat(2)."""
-        return self._owned is None and is_pinned(self.directory)
+        """Whether the kernel reads the device and somebody else answers for that."""
+        return self._owned is None and os.access(self._pin_at, os.F_OK)
 
     @property
     def unwatched(self) -> bool:

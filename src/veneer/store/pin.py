@@ -33,7 +33,7 @@ from typing import Self
 from veneer.errors import CacheError
 from veneer.store import presence
 
-__all__ = ["Pin", "is_in_use", "is_pinned", "is_pinned_for_good"]
+__all__ = ["Pin", "is_in_use", "is_pinned", "is_pinned_for_good", "pin_at"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +84,14 @@ class Pin:
         os.close(self._fd)
 
 
+def pin_at(directory: Path) -> str:
+    """Where the pin of a device is, if it has one: for :func:`os.access`, asked before every write."""
+    return os.fspath(directory / _NAME)
+
+
 def is_pinned(directory: Path) -> bool:
-    """Whether there is a pin. The caller, who has the device open, holds the lock of its map: one stat(2)."""
-    return os.path.lexists(directory / _NAME)
+    """Whether there is a pin. To act upon it, hold the lock of the device's map and have the device open."""
+    return os.access(pin_at(directory), os.F_OK)
 
 
 def is_pinned_for_good(directory: Path) -> bool:
