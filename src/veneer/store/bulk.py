@@ -89,8 +89,8 @@ class Bulk:
         # What was read; by span, from 1 on, so that every one has two neighbours.
         self._read = bytearray(len(spans) + 2)
         self._read_bytes = self._stretches = self._reads = 0
-        # Plain bytes that bulk has asked for, and spans that the source has wrong.
-        self._asked = 0
+        # Plain bytes that bulk has asked for, those of them that have not all come, and spans that are wrong.
+        self._asked = self._pending = 0
         self._wrong: set[int] = set()
         # Of the present run: spans that are dealt with, and where it goes on.
         self._done = bytearray()
@@ -152,15 +152,17 @@ class Bulk:
                 if not numbers:
                     return
                 length = sum(self._spans[number].length for number in numbers)
-                if not self._holder.has_room(length):
+                # What is left is for readers.
+                if not self._holder.has_room(self._pending + length + _LEAST):
                     return
                 if not began:
                     began = True
                     self._stats.bulk_started += 1
                 self._asked += length
+                self._pending += length
                 self._stats.bulk_bytes += sum(self._spans.stored_lengths[number] for number in numbers)
                 link.bulk += 1
-                self._nursery.start_soon(self._follow, self._start(numbers))
+                self._nursery.start_soon(self._follow, self._start(numbers), length)
         finally:
             self._running = False
 
@@ -197,7 +199,7 @@ class Bulk:
         self._place = max(number, 0)
         return numbers
 
-    async def _follow(self, jobs: list[SpanJob]) -> None:
+    async def _follow(self, jobs: list[SpanJob], length: int) -> None:
         """Wait for a range; what it brought is not kept here."""
         try:
             jobs.reverse()
@@ -213,5 +215,6 @@ class Bulk:
         finally:
             link = self._queue.link
             link.bulk -= 1
+            self._pending -= length
             link.freed.unpark_all()
             self.watching = self._running or 0 in self._holder.held()
