@@ -312,11 +312,14 @@ def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: 
         another_worker(settings, before)
         assert os.pread(user.fileno(), 4096, 4 * STEP) == LARGE[4 * STEP :][:4096]
         mount(image, workplace / "mnt", settings)
-        umount(workplace / "mnt", settings)
-        (found,) = mounts.list_mounts(settings.run_dir).mounts
-        assert found.record.kind == "detached"
-    while mount_records(settings.run_dir):
+        kinds = [found.record.kind for found in mounts.list_mounts(settings.run_dir).mounts]
+        assert sorted(kinds) == ["detached", "mount"]
+    while len(mount_records(settings.run_dir)) > 1:
         pass
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.report is not None, "the end of the one before is not the end of this one"
+    umount(workplace / "mnt", settings)
+    assert mount_records(settings.run_dir) == []
 
 
 def test_stopping_waits_for_users_and_asks_before_it_detaches(

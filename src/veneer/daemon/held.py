@@ -27,8 +27,8 @@ class Held(NamedTuple):
         group: of fanotify.
         group_used: whether a worker has had the group.
         own_socket: whether the socket is ours to remove, not the service manager's.
-        worker: pid, pidfd and our end of the socket to it.
-        standby: pid and pidfd.
+        worker: pid, pidfd and our end of the socket to it; only while this is handed over.
+        standby: pid and pidfd; only then, too.
         idle_exit: passed to workers.
         watchdog_s: how long a worker may be silent.
         started: when the daemon was, seconds since the epoch.

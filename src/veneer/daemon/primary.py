@@ -54,7 +54,7 @@ class Supervisor:
         worker_program: Sequence[str] = WORKER,
     ) -> None:
         self._run_dir = run_dir
-        self._held = held
+        self._held = held._replace(worker=None, standby=None)
         self._program, self._worker_program = program, worker_program
         self._worker: Worker | None = None
         self._standby: Standby | None = None
@@ -129,7 +129,7 @@ class Supervisor:
         used = held._replace(group_used=True)
         try:
             with theirs:
-                environment = {**os.environ, STATE_VARIABLE: used.to_json()}
+                environment = {**os.environ, STATE_VARIABLE: used._replace(succession=None).to_json()}
                 process, gate = start_gated(argv, environment, given, self._before_worker)
         except OSError:
             ours.close()

@@ -54,7 +54,7 @@ class Residents:
         self, run_dir: Path, nursery: trio.Nursery, guards: Guards, watch: MountTableWatch, log_file: Path
     ) -> None:
         self.holdings = Holdings(nursery)
-        self.services: dict[str, Service] = {}
+        self._services: set[Service] = set()
         self._run_dir = run_dir
         self._nursery = nursery
         self._guards = guards
@@ -105,6 +105,11 @@ class Residents:
         """Wait until nothing is mounted."""
         while self._busy:
             await self._changed.wait()
+
+    @property
+    def services(self) -> dict[str, Service]:
+        """What is mounted, by name, which changes when a mount is detached."""
+        return {service.place.record.id: service for service in self._services}
 
     @property
     def count(self) -> int:
@@ -219,7 +224,7 @@ class Residents:
                     await trio.to_thread.run_sync(
                         _write_state, place, request, choice, holding.image, mounter.superblocks
                     )
-                self.services[record.id] = service
+                self._services.add(service)
                 try:
                     if request.container:
                         nursery.start_soon(service.follow_owner, request.container.owner)
@@ -228,7 +233,7 @@ class Residents:
                     ready(service)
                     await session.ended.wait()
                 finally:
-                    del self.services[record.id]
+                    self._services.discard(service)
                 nursery.cancel_scope.cancel()
         log.info("unmounted id=%s image=%s", record.id, record.image)
 

@@ -176,19 +176,18 @@ class Worker:
         return {"type": "ready", "info": info.to_json(), "notices": notices}
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
-        services = self._residents.services if self._residents else {}
-        service = services.get(str(request.get("id")))
-        if service is None:
+        residents = self._residents
+        service = residents.services.get(str(request.get("id"))) if residents else None
+        if residents is None or service is None:
             raise MountError("it is not mounted any more")
         lazy = request.get("lazy") is True
         log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
         report = service.report()
         directory = service.place.directory
-        name = service.place.record.id
         await service.unmount(lazy=lazy)
-        if not lazy and self._residents is not None:
-            while name in services or directory.exists():
-                await self._residents.changed()
+        if not lazy:
+            while service in residents.services.values() or directory.exists():
+                await residents.changed()
         return {"type": "stopped", "report": report.to_json()}
 
     async def _status(self, _request: dict[str, object]) -> dict[str, object]:

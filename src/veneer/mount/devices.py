@@ -196,7 +196,7 @@ class DeviceOperations(pyfuse3.Operations, Generic[D]):
 
     def _fail(self, number: int, offset: int, length: int, error: VeneerError) -> NoReturn:
         self.stats.failed_reads += 1
-        node, start = self._files.at(self._keys[number], offset)
+        node, start = self._files.at(self._keys[number], offset, length)
         if self._failures is None:
             self._failures = FailureLog(self._image, self._files.index)
         self._failures.record(node, offset - start, length, error)

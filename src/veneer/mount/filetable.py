@@ -10,7 +10,7 @@ remembers of the reader of a large file.
 import stat
 import threading
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -22,6 +22,8 @@ __all__ = ["FileTable"]
 
 #: Large files whose readers are followed at a time; one that is forgotten starts with a small range again.
 FOLLOWED = 512
+#: Files that are looked at to find the one that a range is of: as many as start in the page before it, and more.
+_CANDIDATES = 64
 
 
 class FileTable:
@@ -61,7 +63,7 @@ class FileTable:
 
     def window(self, device: Digest, offset: int, length: int) -> tuple[int, int]:
         """The range (start, end) of the device worth fetching with a miss."""
-        node, start = self.at(device, offset)
+        node, start = self.at(device, offset, length)
         ahead = self._followed.get(node)
         if ahead is None:
             size = next(one.spans.size for one in self.index.devices if one.key == device)
@@ -73,18 +75,23 @@ class FileTable:
             self._followed.move_to_end(node)
         return ahead.window(offset, length)
 
-    def at(self, device: Digest, offset: int) -> tuple[int, int]:
-        """The node of the last file that starts at or before ``offset``, and where it starts.
+    def at(self, device: Digest, offset: int, length: int) -> tuple[int, int]:
+        """The node of the file that a read of this range is of, and where the file starts.
 
-        Between files, where no read of a file leads, it is the root with nothing stored.
+        That is the one with most bytes in the range: whoever asks may have widened it to whole pages, which
+        brings in neighbours. Where no file is, which no read leads to, it is the root with nothing stored.
         """
         if device not in self._tables:
             self.prepare(device)
         starts, nodes = self._tables[device]
-        place = bisect_right(starts, offset) - 1
-        if place < 0:
-            return self.index.root, 0
-        return nodes[place], starts[place]
+        first = max(0, bisect_right(starts, offset) - 1)
+        most, best = 0, -1
+        for place in range(first, min(bisect_left(starts, offset + length), first + _CANDIDATES)):
+            start = starts[place]
+            within = min(start + self._stored(nodes[place]), offset + length) - max(start, offset)
+            if within > most:
+                most, best = within, place
+        return (self.index.root, 0) if best < 0 else (nodes[best], starts[best])
 
     def _make(self, device: Digest) -> "tuple[array[int], array[int]]":
         index, bases = self.index, self.index.bases

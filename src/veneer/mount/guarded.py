@@ -190,7 +190,7 @@ class Guarded:
             return
         if self._failures is None:
             self._failures = FailureLog(self._image, self._files.index)
-        node, start = self._files.at(self.key, offset)
+        node, start = self._files.at(self.key, offset, length)
         self._failures.record(node, offset - start, length, error, where)
 
     def tell_refuted(self, error: VeneerError) -> None:
