@@ -4,7 +4,7 @@ A process of its own, so that nothing that happens to it or in it stops the read
 with a line on standard output when it is in force:
 
     down, up          nothing listens, all connections are gone; and back
-    pace SECONDS      every request for a blob waits so long first
+    pace S BYTES      every request for a blob waits S seconds first, and gets so many bytes a second (0: all)
     wrong SEED        every blob comes back changed, in ways drawn with the seed
     well              no more faults (a registry that is down stays down)
 """
@@ -21,7 +21,7 @@ from typing import IO
 import trio
 
 from veneer.serve.message import Handler, Request, Response, Sink, Stream, body_length, push_body
-from veneer.testing.actions import Delay, Reset, Truncate, WrongRange
+from veneer.testing.actions import Delay, Rate, Reset, Truncate, WrongRange
 from veneer.testing.registry import ScriptedRegistry, scripted_registry
 
 __all__ = ["SwitchedRegistry", "switched_registry"]
@@ -47,9 +47,9 @@ class SwitchedRegistry:
         """It listens again."""
         self._command("up")
 
-    def pace(self, seconds: float) -> None:
+    def pace(self, seconds: float, bytes_per_s: float = 0) -> None:
         """Make every blob request take longer, so that the cache stays cold for a while."""
-        self._command(f"pace {seconds}")
+        self._command(f"pace {seconds} {bytes_per_s}")
 
     def wrong(self, seed: int) -> None:
         """Serve wrong bytes from now on."""
@@ -132,7 +132,7 @@ class _Switches:
     def __init__(self, registry: ScriptedRegistry, stack: AsyncExitStack) -> None:
         self._registry = registry
         self._stack = stack
-        self._pace = 0.0
+        self._pace = self._rate = 0.0
 
     async def do(self, command: str, *arguments: str) -> None:
         """Carry one command out."""
@@ -141,7 +141,7 @@ class _Switches:
         elif command == "up":
             await self._stack.aclose()
         elif command == "pace":
-            self._pace = float(arguments[0])
+            self._pace, self._rate = map(float, arguments)
             self._script(None)
         elif command in ("wrong", "well"):
             self._script(int(arguments[0]) if arguments else None)
@@ -153,6 +153,8 @@ class _Switches:
         faults.clear()
         if self._pace:
             faults.add(Delay(self._pace), method="GET", path=_BLOBS, count=None)
+        if self._rate:
+            faults.add(Rate(self._rate), method="GET", path=_BLOBS, count=None)
         if wrong is not None:
             faults.add(Garble(wrong), method="GET", path=_BLOBS, count=None)
 

@@ -19,8 +19,9 @@ from crashes.verdict import UNEXPLAINED, Outcome, Window, explain, window
 
 __all__ = ["Round"]
 
-#: Seconds that a blob request takes more: the slower, the longer the cache stays cold.
-_PACES = (0.0, 0.005, 0.02, 0.05)
+#: Seconds that a blob request takes more, and seconds that all of the image takes on one connection (0: as fast
+#: as it can be read): the slower, the longer the cache stays cold.
+_PACES = ((0.0, 0.0), (0.005, 4.0), (0.02, 12.0), (0.05, 24.0))
 #: Reads of each reader that show that a mount works again.
 _WELL = 5
 _WELL_DEADLINE_S = 60.0
@@ -78,7 +79,8 @@ class Round:
         # What an earlier mount that is still being closed has open stays until the next round.
         shutil.rmtree(self.machine.cache_dir, ignore_errors=True)
         self.registry.well()
-        self.registry.pace(self.rng.choice(_PACES))
+        delay_s, all_s = self.rng.choice(_PACES)
+        self.registry.pace(delay_s, all_s and self.content.size / all_s)
         self.mount()
         self.read()
 
