@@ -1,8 +1,7 @@
 """Which file a range of a device is of."""
 
-from tests.mount.images import image
+from tests.mount.images import file, image
 from veneer.mount.filetable import FileTable
-from veneer.testing.tars import TarItem
 
 PAGE = 4096
 
@@ -16,9 +15,9 @@ def widened(offset: int, length: int) -> tuple[int, int]:
 def test_a_range_widened_to_pages_is_of_the_file_that_was_read() -> None:
     names = [b"%02d" % number for number in range(40)]
     sizes = [200 if number % 2 else 20_000 for number in range(40)]
-    index, _ = image([TarItem(name, content=bytes(size)) for name, size in zip(names, sizes, strict=True)])
+    index, _ = image({name: file(bytes(size)) for name, size in zip(names, sizes, strict=True)})
     table, key = FileTable(lambda: index), index.devices[0].key
-    nodes = {path: node for path, node in index.walk()}
+    nodes = dict(index.walk())
     for name, size in zip(names, sizes, strict=True):
         if size > PAGE:
             start = index.data[nodes[name]]
@@ -28,6 +27,6 @@ def test_a_range_widened_to_pages_is_of_the_file_that_was_read() -> None:
 
 
 def test_a_range_without_a_file_is_of_the_root() -> None:
-    index, _ = image([TarItem(b"only", content=b"x")])
+    index, _ = image({b"only": file(b"x")})
     table, key = FileTable(lambda: index), index.devices[0].key
     assert table.at(key, 100_000, 10) == (index.root, 0)
