@@ -5,6 +5,8 @@ Ours are versioned in their names; a reader that meets an unknown version must r
 
 __all__ = [
     "ANNOTATION_INDEX",
+    "ANNOTATION_PACK",
+    "ANNOTATION_WORKLOAD",
     "DOCKER_CONFIG",
     "DOCKER_LAYER",
     "DOCKER_LAYER_GZIP",
@@ -24,6 +26,9 @@ __all__ = [
     "OCI_MANIFEST",
     "VENEER_INDEX",
     "VENEER_INDEX_ARTIFACT",
+    "VENEER_PACK",
+    "VENEER_PACK_ARTIFACT",
+    "VENEER_PACK_INDEX",
 ]
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -72,3 +77,13 @@ VENEER_INDEX = "application/vnd.veneer.index.v1"
 VENEER_INDEX_ARTIFACT = "application/vnd.veneer.index.v1"
 #: On an image manifest: the JSON text of the index blob's descriptor.
 ANNOTATION_INDEX = "dev.veneer.index"
+
+#: The blobs specified in docs/reference/pack-format.md: what is where in a pack, and the pack.
+VENEER_PACK_INDEX = "application/vnd.veneer.pack.index.v1"
+VENEER_PACK = "application/vnd.veneer.pack.v1+zstd"
+#: artifactType of the small manifest that refers to an image and carries a pack.
+VENEER_PACK_ARTIFACT = VENEER_PACK_INDEX
+#: On an image manifest: the JSON text of an array of descriptors of pack indexes, one a workload.
+ANNOTATION_PACK = "dev.veneer.pack"
+#: On each of those: the name of its workload.
+ANNOTATION_WORKLOAD = "dev.veneer.workload"
