@@ -90,6 +90,9 @@ def requests(bench: Bench, images: Images, trees: Trees) -> None:
         count = device_requests(_report(bench, point, cache)) - before
         parts = sum(-(-os.path.getsize(point / name) // _UNIT) for name in rest)
         _tell(bench, backend, f"the other {len(rest):,} files", count / parts)
+        # Nothing is asked for of a device that is complete.
+        complete = sum(layer["complete"] for layer in _report(bench, point, cache)["layers"])
+        bench.report("requests", "complete devices after that", complete, "", subject=backend)
         bench.veneer("umount", point, cache=cache)
 
 
@@ -99,8 +102,8 @@ def _tell(bench: Bench, backend: str, what: str, value: float) -> None:
 
 def device_requests(report: dict[str, Any]) -> int:
     """Requests of the kernel for bytes of devices, as a mount's report counts them."""
-    events = report.get("events")
-    count: int = events["events"] if events else report["fuse"]["reads"]
+    kernel = report["kernel"]
+    count: int = kernel["events" if "events" in kernel else "reads"]
     return count
 
 
