@@ -14,7 +14,13 @@ from typing import IO, NamedTuple
 
 from tests.daemon.supervised_program import PROGRAM
 
-__all__ = ["Daemon", "running"]
+__all__ = ["ADOPTS", "READY", "STANDBY", "TAKES_OVER", "WORKER", "Daemon", "Manager", "running"]
+
+
+#: What the log says.
+TAKES_OVER = r"pid=(\d+) primary died, the standby takes its place"
+STANDBY, WORKER = r"standby started pid=(\d+)", r"worker started pid=(\d+)"
+ADOPTS, READY = r"pid=(\d+) both supervisors died", "worker ready"
 
 
 class Answer(NamedTuple):
@@ -85,10 +91,15 @@ class Daemon:
         return dict(json.loads((self.run_dir / "daemon.json").read_bytes()))
 
     def kill(self, *roles: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to processes of the daemon."""
-        pids = self.pids
-        for role in roles:
-            os.kill(pids[role], number)
+        """Send a signal to processes of the daemon, before any of them can do anything about the others."""
+        pids = [self.pids[role] for role in roles]
+        if len(pids) > 1:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            while any(_state(pid) != "T" for pid in pids):
+                os.sched_yield()
+        for pid in pids:
+            os.kill(pid, number)
 
     def clean_up(self) -> None:
         """Kill all there is; they replace each other until the last one is gone."""
@@ -101,6 +112,48 @@ class Daemon:
         self.process.wait()
         self.log.close()
         self.said.close()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+class Manager:
+    """What systemd does for a service, as far as we use it."""
+
+    def __init__(self, run_dir: Path, *, abstract: bool) -> None:
+        run_dir.mkdir(mode=0o700, parents=True)
+        self.control = socket.socket(socket.AF_UNIX)
+        self.control.bind(os.fspath(run_dir / "daemon.sock"))
+        self.control.listen()
+        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notices.bind("" if abstract else os.fspath(run_dir / "notify"))
+        address = self.notices.getsockname()
+        self.address = "@" + address[1:].decode() if abstract else address
+        self.group: int | None = None
+
+    def environment(self, *names: str) -> dict[str, str]:
+        return {
+            "NOTIFY_SOCKET": self.address,
+            "WATCHDOG_USEC": "1000000",
+            "LISTEN_FDNAMES": ":".join(names),
+        }
+
+    def expect(self, *lines: str) -> None:
+        """Read until each line has come."""
+        missing = set(lines)
+        while missing:
+            data, fds, _, _ = socket.recv_fds(self.notices, 4096, 1)
+            missing -= set(data.decode().split("\n"))
+            if fds:
+                assert b"FDSTORE=1\nFDNAME=group" in data
+                self.group = fds[0]
+
+    def close(self) -> None:
+        self.control.close()
+        self.notices.close()
+        if self.group is not None:
+            os.close(self.group)
 
 
 @contextmanager

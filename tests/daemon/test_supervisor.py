@@ -1,8 +1,7 @@
-"""Whatever is killed, the daemon goes on, and nobody reads a hole."""
+"""Whatever is killed, the daemon goes on."""
 
 import json
 import os
-import random
 import select
 import signal
 import socket
@@ -10,27 +9,20 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.daemon.supervised import Daemon, running
-from tests.daemon.supervised_program import BLOCK, DEVICE, MODE, PROGRAM, READERS, block
+from tests.daemon.supervised import ADOPTS, READY, STANDBY, TAKES_OVER, WORKER, Daemon, Manager, running
+from tests.daemon.supervised_program import MODE, PROGRAM
 from veneer.daemon import children, primary
 from veneer.daemon.children import Worker
 from veneer.daemon.held import Held
 from veneer.daemon.process import Process
-from veneer.erofs.writer import write_erofs
-from veneer.mount import fanotify, kernel
-from veneer.mount.erofs import mount_erofs, one_file
+from veneer.mount import fanotify
 
 pytestmark = pytest.mark.root
-
-TAKES_OVER = r"pid=(\d+) primary died, the standby takes its place"
-STANDBY, WORKER = r"standby started pid=(\d+)", r"worker started pid=(\d+)"
-ADOPTS, READY = r"pid=(\d+) both supervisors died", "worker ready"
 
 
 def say(*arguments: str | Path, mode: str = "") -> tuple[int, dict[str, object]]:
@@ -225,8 +217,11 @@ def test_memory_is_taken_from_others_first(daemon: Daemon) -> None:
     daemon.kill("supervisor", "standby")
     daemon.expect(ADOPTS, STANDBY)
     daemon.ask("who")
+    # Some containers may not ask for less than they have (CAP_SYS_RESOURCE).
+    refused = subprocess.run(["sh", "-c", "echo -900 > /proc/self/oom_score_adj"], check=False).returncode
     for role in ("supervisor", "standby"):
-        assert Path(f"/proc/{daemon.pids[role]}/oom_score_adj").read_text().strip() == "-900"
+        found = int(Path(f"/proc/{daemon.pids[role]}/oom_score_adj").read_text())
+        assert found == (ours if refused else -900)
     daemon.kill("worker")
     assert daemon.ask("who").oom_score_adj == ours
 
@@ -246,19 +241,18 @@ def test_time_in_which_nothing_ran_is_no_silence(run_dir: Path, monkeypatch: pyt
     now = 0.0
     monkeypatch.setattr(primary, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(children, "time", SimpleNamespace(monotonic=lambda: now))
-    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     supervisor = primary.Supervisor(os.fspath(run_dir), Held(-1, -1))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    worker = supervisor._worker = Worker(Process.of_child(process.pid), ours)
-    now += 10_000
-    for _ in range(primary.TICKS):
+    with theirs, subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        worker = supervisor._worker = Worker(Process.of_child(process.pid), ours)
+        now += 10_000
+        for _ in range(primary.TICKS):
+            supervisor._tick()
+            now += supervisor._tick_s
+        assert process.poll() is None
         supervisor._tick()
-        now += supervisor._tick_s
-    assert process.poll() is None
-    supervisor._tick()
-    assert process.wait() == -signal.SIGKILL
-    worker.forget()
-    theirs.close()
+        assert process.wait() == -signal.SIGKILL
+        worker.forget()
 
 
 # Reload
@@ -290,44 +284,6 @@ def test_reload_is_a_new_program_with_the_same_descriptors(daemon: Daemon, run_d
 # The service manager
 
 
-class Manager:
-    """What systemd does for a service, as far as we use it."""
-
-    def __init__(self, run_dir: Path, *, abstract: bool) -> None:
-        run_dir.mkdir(mode=0o700, parents=True)
-        self.control = socket.socket(socket.AF_UNIX)
-        self.control.bind(os.fspath(run_dir / "daemon.sock"))
-        self.control.listen()
-        self.notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notices.bind("" if abstract else os.fspath(run_dir / "notify"))
-        address = self.notices.getsockname()
-        self.address = "@" + address[1:].decode() if abstract else address
-        self.group: int | None = None
-
-    def environment(self, *names: str) -> dict[str, str]:
-        return {
-            "NOTIFY_SOCKET": self.address,
-            "WATCHDOG_USEC": "1000000",
-            "LISTEN_FDNAMES": ":".join(names),
-        }
-
-    def expect(self, *lines: str) -> None:
-        """Read until each line has come."""
-        missing = set(lines)
-        while missing:
-            data, fds, _, _ = socket.recv_fds(self.notices, 4096, 1)
-            missing -= set(data.decode().split("\n"))
-            if fds:
-                assert b"FDSTORE=1\nFDNAME=group" in data
-                self.group = fds[0]
-
-    def close(self) -> None:
-        self.control.close()
-        self.notices.close()
-        if self.group is not None:
-            os.close(self.group)
-
-
 @pytest.fixture(params=["abstract", "path"])
 def manager(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Manager]:
     manager = Manager(tmp_path / "run", abstract=request.param == "abstract")
@@ -355,115 +311,6 @@ def test_under_a_service_manager(tmp_path: Path, manager: Manager) -> None:
     assert (run_dir / "daemon.sock").exists()  # it is not ours to remove
 
 
-# Reads
-
-
-BLOCKS, READER_COUNT = 16384, 3
-
-
-class Mounted:
-    """EROFS over a sparse file, which must be marked before."""
-
-    def __init__(self, directory: Path) -> None:
-        self.device, self.image = directory / "device", directory / f"image{kernel.EROFS_SUFFIX}"
-        self.place = directory / "place"
-        self.place.mkdir()
-        self.device.touch()
-        os.truncate(self.device, BLOCKS * BLOCK)
-        self.image.write_bytes(write_erofs(one_file(b"".join(map(block, range(BLOCKS))))).data)
-        self.readers: list[subprocess.Popen[str]] = []
-        self.environment = {DEVICE: os.fspath(self.device), READERS: str(READER_COUNT)}
-
-    def start(self) -> None:
-        mount_erofs(self.image, [self.device], self.place)
-        for seed in range(READER_COUNT):
-            command = [*PROGRAM, "reader", os.fspath(self.place / "file"), str(seed)]
-            reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            self.readers.append(reader)
-
-    def finish(self) -> dict[str, int]:
-        """What the readers found."""
-        total: dict[str, int] = {}
-        for reader in self.readers:
-            for name, count in json.loads(reader.communicate()[0]).items():
-                total[name] = total.get(name, 0) + count
-        self.readers.clear()
-        return total
-
-    def close(self) -> None:
-        for reader in self.readers:
-            reader.kill()
-            reader.communicate()
-        kernel.unmount_ours(self.place, lazy=True)
-
-
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Mounted]:
-    mounted = Mounted(tmp_path)
-    yield mounted
-    mounted.close()
-
-
-def test_no_death_lets_anybody_read_a_hole(tmp_path: Path, mounted: Mounted) -> None:
-    run_dir = tmp_path / "run"
-    roles = ("worker", "supervisor", "standby")
-    rounds = [list(killed) for count in (1, 2) for killed in combinations(roles, count)] * 3
-    choose = random.Random(5)
-    choose.shuffle(rounds)
-    with running(run_dir, environment=mounted.environment) as daemon:
-        mounted.start()
-        for killed in rounds:
-            choose.shuffle(killed)
-            # Every reader waits for a hole, in an event that the worker has read and not answered.
-            daemon.ask("hold")
-            daemon.kill(*killed)
-            texts = []
-            if "worker" in killed:
-                texts += [rf"events_failed={READER_COUNT}", WORKER, READY]
-            if "supervisor" in killed:
-                texts.append(ADOPTS if "standby" in killed else TAKES_OVER)
-            if "supervisor" in killed or "standby" in killed:
-                texts.append(STANDBY)
-            daemon.expect(*texts)
-            if "worker" not in killed:
-                daemon.ask("release")
-        daemon.ask("hold")
-        daemon.ask("release")
-        found = mounted.finish()
-        assert found["wrong"] == 0
-        assert found["right"] > 0
-        # The kernel repeats a read that failed for want of a worker, and the next worker answers that.
-        assert found["failed"] <= READER_COUNT * len(rounds)
-        kernel.unmount_ours(mounted.place)
-        daemon.kill("supervisor", number=signal.SIGTERM)
-        daemon.until_gone()
-
-
-def test_a_service_manager_keeps_readers_waiting_when_all_are_dead(tmp_path: Path, mounted: Mounted) -> None:
-    run_dir = tmp_path / "run"
-    manager = Manager(run_dir, abstract=True)
-    environment = mounted.environment | manager.environment("control")
-    with running(run_dir, environment=environment, fds=[manager.control.fileno()]) as daemon:
-        manager.expect("FDSTORE=1", "READY=1")
-        mounted.start()
-        daemon.ask("hold")
-        for role in ("supervisor", "standby", "worker"):  # none of them can do anything about it
-            daemon.kill(role, number=signal.SIGSTOP)
-        daemon.kill("worker", "standby", "supervisor")
-        daemon.until_gone()
-    assert manager.group is not None
-    environment = mounted.environment | manager.environment("control", "group")
-    with running(run_dir, environment=environment, fds=[manager.control.fileno(), manager.group]) as daemon:
-        assert f"events_failed={READER_COUNT}" in "".join(daemon.lines)
-        assert "--fresh-group" not in daemon.ask("hold").arguments
-        daemon.ask("release")
-        found = mounted.finish()
-        assert found["wrong"] == 0
-        assert found["right"] > 0
-        kernel.unmount_ours(mounted.place)
-    manager.close()
-
-
 def test_without_a_group(tmp_path: Path) -> None:
     """Where the kernel gives no group, the daemon serves what needs none."""
     code = (
@@ -481,7 +328,7 @@ def test_without_a_group(tmp_path: Path) -> None:
     )
     daemon = Daemon(tmp_path / "run", process)
     try:
-        daemon.expect("no fanotify group cause='Operation not permitted'", READY)
+        daemon.expect("no fanotify group.*cause='Operation not permitted'", READY)
         arguments = daemon.ask("who").arguments
         assert arguments[arguments.index("--group") + 1] == "none"
         daemon.kill("worker")

@@ -5,8 +5,12 @@ Standard library only, and little of it: the supervisor imports this.
 """
 
 import json
+import os
 import sys
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from veneer.daemon.myself import keep_to_myself
 
 __all__ = ["STATE_VARIABLE", "SUPERVISOR", "WATCHDOG_S", "Held"]
 
@@ -78,6 +82,15 @@ class Held(NamedTuple):
             *("--supervisor", str(link), "--idle-exit", self.idle_exit),
             *([] if self.group_used else ["--fresh-group"]),
         ]
+
+    def execute(self, command: Sequence[str]) -> NoReturn:
+        """Have another program go on in this process, with ``--resume``. Raises OSError."""
+        for fd in self.descriptors:
+            os.set_inheritable(fd, True)
+        try:
+            os.execv(command[0], [*command, "--resume", self.to_json()])
+        finally:
+            keep_to_myself(self.descriptors)
 
     @property
     def descriptors(self) -> list[int]:

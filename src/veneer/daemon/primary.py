@@ -289,6 +289,8 @@ class Supervisor:
         if kind == "error":
             self._error = message
             log("ERROR", f"worker failed pid={worker.process.pid} cause={message.get('message')!r}")
+        elif kind not in ("alive", "ready"):
+            log("ERROR", f"worker says nonsense pid={worker.process.pid}")
         elif kind == "ready" and not worker.ready:
             worker.ready = self._established = True
             log("INFO", f"worker ready pid={worker.process.pid}")
@@ -363,13 +365,10 @@ class Supervisor:
         self._reloading = False
         standby = None if self._standby is None else (self._standby.process.pid, self._standby.process.fd)
         held = self._held._replace(worker=None, standby=standby, told=self._told)
-        for fd in held.descriptors:
-            os.set_inheritable(fd, True)
         try:
-            os.execv(self._program[0], [*self._program, self._run_dir, "--resume", held.to_json()])
+            held.execute([*self._program, self._run_dir])
         except OSError as error:
             log("ERROR", f"cannot execute {self._program[0]} cause={error.strerror!r}")
-        myself.keep_to_myself(held.descriptors)
 
     # Who is told
 
