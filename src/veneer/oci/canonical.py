@@ -35,12 +35,12 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def parse_json(data: bytes, what: str, *, limit: int) -> Json:
+def parse_json(data: bytes, what: str, *, limit: int, containers: int = MAX_JSON_CONTAINERS) -> Json:
     """Decode one document of at most ``limit`` bytes; ``what`` names it in the :class:`IntegrityError`."""
     if len(data) > limit:
         raise IntegrityError(f"{what} has {len(data)} bytes, more than the {limit} allowed")
-    if data.count(b"{") + data.count(b"[") > MAX_JSON_CONTAINERS:
-        raise IntegrityError(f"{what} has more than {MAX_JSON_CONTAINERS} objects and lists")
+    if data.count(b"{") + data.count(b"[") > containers:
+        raise IntegrityError(f"{what} has more than {containers} objects and lists")
     try:
         value: Json = json.loads(
             data.decode(),

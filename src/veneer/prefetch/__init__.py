@@ -1,1 +1,1 @@
-"""What a start will read: profiles, the ranges that starts have touched, and packs, their bytes in that order."""
+"""What starts read: profiles, the ranges that they touched, and packs, the bytes of these in one blob."""

@@ -1,0 +1,116 @@
+"""What a mount reads, noted while it does, in memory that is bounded by what a profile may hold.
+
+Whoever lets the kernel read a device tells of each read when it comes. Only pages that were not read before
+count; neighbours that are read one after the other become one use.
+"""
+
+from array import array
+
+from veneer.oci.digest import Digest
+from veneer.prefetch.profile import MAX_MS, MAX_RUN, MAX_USES, Profile, Use
+
+__all__ = ["PAGE", "Recorder"]
+
+#: What the kernel reads at least, and what ranges are aligned to but at the end of a device.
+PAGE = 4096
+
+
+class Recorder:
+    """Collects the uses of one mount. Not for several threads.
+
+    Args:
+        began: when the mount was made, in seconds of whatever clock :meth:`note` is told.
+        most: how many uses are kept.
+
+    Attributes:
+        lost: reads that were first uses, and for which there was no room any more.
+        shared: whether other mounts had one of the devices meanwhile, whose reads are here as well.
+    """
+
+    def __init__(self, began: float, *, most: int = MAX_USES) -> None:
+        self.lost = 0
+        self.shared = False
+        self._began = began
+        self._most = most
+        self._numbers: dict[Digest, int] = {}
+        self._sizes: list[int] = []
+        #: One byte a page. Zeros that are not written to take no memory: it is allocated as that.
+        self._seen: list[bytearray] = []
+        # By use: device, its first page and the one after the last, and seconds.
+        self._device, self._start, self._end = array("i"), array("q"), array("q")
+        self._first, self._wait = array("d"), array("d")
+
+    def __len__(self) -> int:
+        return len(self._device)
+
+    def note(self, layer: Digest, size: int, offset: int, length: int, at: float) -> int | None:
+        """Tell of a read.
+
+        Args:
+            layer: diffID of the device.
+            size: of the device.
+            offset: where the read begins.
+            length: at least 1; the range lies in the device.
+            at: when it came.
+
+        Returns:
+            For :meth:`waited`; None when it was no first use.
+        """
+        device = self._numbers.get(layer)
+        if device is None:
+            device = self._numbers[layer] = len(self._sizes)
+            self._sizes.append(size)
+            self._seen.append(bytearray(-(-size // PAGE)))
+        seen, end = self._seen[device], -(-(offset + length) // PAGE)
+        page = seen.find(0, offset // PAGE, end)
+        if page < 0:
+            return None
+        if len(self) >= self._most:
+            self.lost += 1
+            return None
+        use = None
+        while page >= 0:
+            stop = seen.find(1, page, end)
+            stop = end if stop < 0 else stop
+            seen[page:stop] = b"\x01" * (stop - page)
+            added = self._add(device, page, stop, at)
+            use = added if use is None else use
+            page = seen.find(0, stop, end)
+        return use
+
+    def waited(self, use: int, seconds: float) -> None:
+        """Tell how long it took until the bytes of a read were there."""
+        self._wait[use] = max(self._wait[use], seconds)
+
+    def profile(self, workload: str, image: str, command: tuple[str, ...]) -> Profile:
+        """What was noted so far, as the profile of one run."""
+        layers = tuple(self._numbers)
+        uses = []
+        for device, start, end, first, wait in zip(
+            self._device, self._start, self._end, self._first, self._wait, strict=True
+        ):
+            offset = start * PAGE
+            length = min(end * PAGE, self._sizes[device]) - offset
+            uses.append(Use(layers[device], offset, length, _ms(first), _ms(wait)))
+        return Profile(workload, image, command, 1, tuple(uses))
+
+    def _add(self, device: int, start: int, end: int, at: float) -> int:
+        last = len(self) - 1
+        if (
+            last >= 0
+            and self._device[last] == device
+            and self._end[last] == start
+            and (end - self._start[last]) * PAGE <= MAX_RUN
+        ):
+            self._end[last] = end
+            return last
+        self._device.append(device)
+        self._start.append(start)
+        self._end.append(end)
+        self._first.append(max(0.0, at - self._began))
+        self._wait.append(0.0)
+        return last + 1
+
+
+def _ms(seconds: float) -> float:
+    return min(MAX_MS, round(1e3 * seconds, 3))
