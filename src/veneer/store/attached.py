@@ -9,7 +9,7 @@ The ``*_now`` methods do CPU work and local I/O and touch no state of the store:
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,16 +19,19 @@ from veneer.source.base import BlobSource
 from veneer.store.bulk import Bulk
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile, Fill
-from veneer.store.fetch import FetchQueue
+from veneer.store.fetch import FetchQueue, Priority
 from veneer.store.memory import MemoryCache
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
 
-__all__ = ["AttachedDevice", "Decode", "Local", "Outcome", "Twins"]
+__all__ = ["AttachedDevice", "Decode", "Local", "Original", "Outcome", "Twins"]
 
 _log = logging.getLogger(__name__)
 
 #: Verifies and decodes the stored bytes of a span: :func:`veneer.codec.check_and_decode`, or one with a key.
 Decode = Callable[[Span, bytes | memoryview, str], bytes]
+
+#: Reads a range (offset, length) of a device from those that it is a copy of; the bytes are verified there.
+Original = Callable[[int, int, Priority], Awaitable[bytes]]
 
 #: State of a span -> whether the disk has it.
 _HELD = bytes(state == PRESENT for state in range(256))
@@ -68,6 +71,7 @@ class AttachedDevice:
         file: its file there; None when the disk would not have it.
         memory: plain bytes that the disk does not hold.
         decode: verifies and decodes stored bytes.
+        original: where the bytes are too, if they are.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class AttachedDevice:
         file: DeviceFile | None,
         memory: MemoryCache,
         decode: Decode,
+        original: Original | None = None,
     ) -> None:
         self.device = device
         self.source = source
@@ -87,6 +92,7 @@ class AttachedDevice:
         self.spans = device.spans
         self.size = device.spans.size
         self.file = file
+        self.original = original
         #: The jobs for it, and what makes jobs of the rest; set by the store, which answers them.
         self.queue: FetchQueue
         self.bulk: Bulk

@@ -77,6 +77,8 @@ class FetchQueue:
         settle: gets jobs in ascending order, the blob offset of the bytes, and the bytes; it ends each job by
             :meth:`finish` or :meth:`reject`.
         adopt: whether a span inside a gap is missing, so that its bytes are worth keeping.
+        replace: for a device whose bytes may be had without its source, what is slower: sees to a job that a
+            reader waits for, so that the source is not asked a second time for it.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class FetchQueue:
         deadline_s: float,
         settle: Settle,
         adopt: Callable[[int], bool],
+        replace: Callable[[SpanJob], None] | None = None,
     ) -> None:
         self.jobs: dict[int, SpanJob] = {}
         self.link = link
@@ -100,6 +103,7 @@ class FetchQueue:
         self._deadline_s = deadline_s
         self._settle = settle
         self._adopt = adopt
+        self._replace = replace
         self._queued: dict[int, SpanJob] = {}
         self._heap: list[tuple[Priority, int, int]] = []
         self._order = itertools.count()
@@ -120,6 +124,8 @@ class FetchQueue:
 
     def submit(self, job: SpanJob) -> None:
         """Queue a job that is in :attr:`jobs`; it starts in the next round of the scheduler or later."""
+        if self.failing and job.priority is Priority.DEMAND and self.replace(job):
+            return
         self._queued[job.number] = job
         heapq.heappush(self._heap, (job.priority, next(self._order), job.number))
         self._schedule()
@@ -138,6 +144,16 @@ class FetchQueue:
             self.finish(job, None, job.setback)
             self.link.freed.unpark_all()
 
+    def replace(self, job: SpanJob) -> bool:
+        """Have the bytes of a job made without the source; False if that cannot be."""
+        if self._replace is None:
+            return False
+        self._queued.pop(job.number, None)
+        if not job.replaced:
+            job.replaced = True
+            self._replace(job)
+        return True
+
     def finish(self, job: SpanJob, plain: bytes | None, error: VeneerError | None = None) -> None:
         """End a job; the next reader of a failed span starts a new one."""
         if self.jobs.get(job.number) is job:
@@ -154,9 +170,9 @@ class FetchQueue:
     def _try_again(self, job: SpanJob, error: IntegrityError) -> None:
         job.attempts += 1
         self._stats.verify_failures += 1
-        if job.attempts >= _INTEGRITY_TRIES:
+        if job.attempts >= _INTEGRITY_TRIES or self._replace is not None:
             self._pause()
-            self.finish(job, None, error)
+            self._give_up(job, error)
         else:
             self._again(job, error)
 
@@ -274,10 +290,14 @@ class FetchQueue:
         for job in jobs:
             if isinstance(error, IntegrityError):
                 self._try_again(job, error)
-            elif error.temporary and job.waiters:
+            elif error.temporary and job.waiters and self._replace is None:
                 self._again(job, error)
             else:
-                self.finish(job, None, error)
+                self._give_up(job, error)
+
+    def _give_up(self, job: SpanJob, error: VeneerError) -> None:
+        if not job.waiters or not self.replace(job):
+            self.finish(job, None, error)
 
     def _pause(self, error: VeneerError | None = None) -> None:
         now = trio.current_time()

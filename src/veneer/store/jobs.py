@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import trio
 
-from veneer.errors import IntegrityError, Unavailable
+from veneer.errors import IntegrityError, Unavailable, VeneerError
 from veneer.store.attached import AttachedDevice, Twins
 from veneer.store.bulk import Bulk
 from veneer.store.fetch import Priority, SpanJob, hops
@@ -26,6 +26,8 @@ __all__ = ["Jobs"]
 _INLINE = 64 << 10
 #: Plain bytes of one hop: enough to make the hop cheap, few enough that the first span is not kept waiting.
 _HOP = 1 << 20
+#: The part of its time that a reader waits for a source when the same bytes can be had elsewhere.
+_PATIENCE = 1 / 6
 #: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
 _GRACE_S = 0.25
 
@@ -105,6 +107,8 @@ class Jobs:
             job.waiters += 1
         try:
             with trio.move_on_after(self._deadline_s + _GRACE_S) as scope:
+                if attached.original is not None:
+                    await self._wait_a_little(attached, jobs)
                 for job in jobs:
                     await job.done.wait()
         finally:
@@ -120,6 +124,33 @@ class Jobs:
                 f"{what} did not come within {self._deadline_s:g} s{why}",
                 hint="reading again works as soon as the registry answers; what is cached stays readable",
             ) from setback
+
+    async def _wait_a_little(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> None:
+        """Wait for a source that another way stands in for, but not for long."""
+        with trio.move_on_after(self._deadline_s * _PATIENCE):
+            for job in jobs:
+                await job.done.wait()
+        for job in jobs:
+            if not job.done.is_set():
+                attached.queue.replace(job)
+
+    def replace(self, attached: AttachedDevice, job: SpanJob) -> None:
+        """Have a span of a device that is a copy from where it was copied."""
+        self._nursery.start_soon(self._replace, attached, job)
+
+    async def _replace(self, attached: AttachedDevice, job: SpanJob) -> None:
+        original = attached.original
+        if original is None:
+            raise ValueError("the device is no copy")
+        span = attached.spans[job.number]
+        try:
+            plain = await original(span.offset, span.length, job.priority)
+        except VeneerError as error:
+            attached.queue.finish(job, None, error)
+            return
+        self._stats.replaced += 1
+        found = await self._work(False, attached.find_now, [job.number], {job.number: plain})
+        self._deliver(attached, job, found.plain[job.number], kept=job.number not in found.unkept)
 
     async def _find(self, attached: AttachedDevice, jobs: Sequence[SpanJob]) -> None:
         """Answer jobs from the disk or from memory; those that cannot be are queued for the source."""

@@ -19,7 +19,7 @@ from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.settings import Settings
 from veneer.source.base import BlobSource
-from veneer.store.attached import AttachedDevice, Decode
+from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
 from veneer.store.fetch import FetchQueue, Priority
 from veneer.store.jobs import Jobs
@@ -80,6 +80,7 @@ class SpanStore:
         *,
         form: Form | None = None,
         decode: Decode = check_and_decode,
+        original: Original | None = None,
     ) -> AttachedDevice:
         """Make a device readable. A device that is attached already stays as it is, with its first source.
 
@@ -88,6 +89,8 @@ class SpanStore:
             source: where its blob is read.
             form: what the disk holds: plain bytes unless a codec is sealed, whose plain bytes stay in memory.
             decode: verifies and decodes stored bytes; another one than the default brings a key.
+            original: for a device that is a copy of parts of others: reads them there. What the source does not
+                have, or has wrong, or does not bring in time, is then had from there, as it was verified there.
         """
         if attached := self._attached.get(device.key.raw):
             return attached
@@ -97,7 +100,14 @@ class SpanStore:
         form = form or (Form.STORED if sealed else Form.PLAIN)
         file = self._cache.open(device, form)
         attached = AttachedDevice(
-            device, source, form, cache=self._cache, file=file, memory=self._memory, decode=decode
+            device,
+            source,
+            form,
+            cache=self._cache,
+            file=file,
+            memory=self._memory,
+            decode=decode,
+            original=original,
         )
         # Blobs of one registry share its link; what goes before the first slash names it.
         link = self._links.setdefault(source.name.partition("/")[0], LinkEstimate())
@@ -110,6 +120,7 @@ class SpanStore:
             deadline_s=self._deadline_s,
             settle=partial(self._jobs.settle, attached),
             adopt=attached.is_missing,
+            replace=None if original is None else partial(self._jobs.replace, attached),
         )
         self._attached[device.key.raw] = attached
         self._jobs.add(attached)
@@ -277,6 +288,14 @@ class SpanStore:
             jobs = attached.queue.jobs
             wanted = (n for n in numbers if n not in jobs and not attached.is_ready(n))
             self._jobs.start(attached, wanted, priority)
+
+    async def bring(self, attached: AttachedDevice, *, priority: Priority = Priority.READAHEAD) -> bool:
+        """Fetch what is missing of a device; whether all of it is there then. Errors are not told otherwise."""
+        numbers = range(len(attached.spans))
+        jobs = self._jobs.start(attached, (n for n in numbers if not attached.is_ready(n)), priority)
+        for job in jobs:
+            await job.done.wait()
+        return attached.all_present
 
     async def complete(self, attached: AttachedDevice, report: Reporter = silent) -> None:
         """Fetch all that is missing of a device, read all of it, and check it against its diffID.

@@ -21,6 +21,7 @@ class StoreStats:
         verify_failures: spans whose bytes were not what their digest promises, at any time.
         retries: spans asked for again after an error.
         copied: spans taken from an identical span of a local device.
+        replaced: spans of copies that their source did not give, made of what they are copies of.
         reverified: spans verified again after a boot, and right.
         dropped: spans found damaged on disk, dropped and fetched again.
         evicted: spans given up for the quota or for want of disk space.
@@ -42,6 +43,7 @@ class StoreStats:
     verify_failures: int = 0
     retries: int = 0
     copied: int = 0
+    replaced: int = 0
     reverified: int = 0
     dropped: int = 0
     evicted: int = 0

@@ -50,7 +50,7 @@ class SpanJob:
         priority: of the most urgent reader so far.
     """
 
-    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "setback", "waiters")
+    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "replaced", "setback", "waiters")
 
     def __init__(self, number: int, priority: Priority) -> None:
         self.number = number
@@ -64,11 +64,14 @@ class SpanJob:
         #: The latest error that was not the end.
         self.setback: VeneerError | None = None
         self.attempts = 0
+        #: Whether its bytes are being made of those of other devices.
+        self.replaced = False
 
     def finish(self, plain: bytes | None, error: VeneerError | None = None) -> None:
-        """Give the readers their bytes or their error."""
-        self.plain, self.error = plain, error
-        self.done.set()
+        """Give the readers their bytes or their error; what comes first counts."""
+        if not self.done.is_set():
+            self.plain, self.error = plain, error
+            self.done.set()
 
 
 #: Gets jobs in ascending order, the blob offset of the bytes, and the bytes.

@@ -1,0 +1,62 @@
+"""The bytes of a device that is a copy of pieces of others, from those others.
+
+Used where the copy's own source fails: slower, and right, since every byte is verified where it comes from.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from veneer.store.fetch import Priority
+from veneer.store.spanstore import AttachedDevice, SpanStore
+
+__all__ = ["Originals", "Piece"]
+
+
+class Piece(NamedTuple):
+    """``length`` bytes at ``at`` of the copy are those at ``offset`` of ``device``."""
+
+    at: int
+    length: int
+    device: AttachedDevice
+    offset: int
+
+
+class Originals:
+    """What a copy consists of.
+
+    Args:
+        store: has the other devices.
+        pieces: tile the copy, in order.
+    """
+
+    def __init__(self, store: SpanStore, pieces: Sequence[Piece]) -> None:
+        self._store = store
+        self._pieces = pieces
+        self._starts = [piece.at for piece in pieces]
+
+    async def read(self, offset: int, length: int, priority: Priority) -> bytes:
+        """A range of the copy. Raises VeneerError as reading the other devices does."""
+        pieces = self._within(offset, offset + length)
+        # Asked for together, so that neighbours share requests.
+        for piece in pieces:
+            self._store.prefetch(piece.device, piece.offset, piece.offset + piece.length, priority=priority)
+        found = [
+            await self._store.read(piece.device, piece.offset, piece.length, priority=priority)
+            for piece in pieces
+        ]
+        return b"".join(found)
+
+    def prefetch(self, priority: Priority) -> None:
+        """Queue all that the copy consists of, in its order, and wait for nothing."""
+        for piece in self._pieces:
+            self._store.prefetch(piece.device, piece.offset, piece.offset + piece.length, priority=priority)
+
+    def _within(self, offset: int, end: int) -> list[Piece]:
+        found = []
+        for piece in self._pieces[bisect_right(self._starts, offset) - 1 :]:
+            if piece.at >= end:
+                break
+            low, high = max(offset, piece.at), min(end, piece.at + piece.length)
+            found.append(Piece(low, high - low, piece.device, piece.offset + low - piece.at))
+        return found
