@@ -6,13 +6,17 @@ Standard library only, and little of it: logging and what it imports would be a 
 import contextlib
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from veneer.mount.fanotify import MAX_DESCRIPTORS
+
 __all__ = [
     "EXIT_ERROR",
+    "descriptor_limit",
     "error_message",
     "ignore_signals",
     "keep_to_myself",
@@ -98,6 +102,12 @@ def set_name(name: str) -> None:
     """What ps and top show."""
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(name)
+
+
+def descriptor_limit() -> int:
+    """All descriptors of a worker have numbers below this: it inherits our limit, and has one of its own."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
 
 
 def protect() -> str | None:

@@ -102,8 +102,6 @@ class Supervisor:
             self._held = self._held._replace(succession=myself.one_byte())
         self._notify(f"MAINPID={os.getpid()}")
 
-    # What runs
-
     def _start_what_is_due(self) -> None:
         if self._standby is None and time.monotonic() >= self._standby_back_off.at:
             try:
@@ -230,8 +228,6 @@ class Supervisor:
                 self._worker.forget()
             self._worker = Worker(Process(news.worker, fds[0]), socket.socket(fileno=fds[1]))
 
-    # What happens
-
     def _wait(self) -> None:
         """Wait until something happens, and handle one thing."""
         handlers: dict[int, Callable[[], None]] = {self._wake: self._signalled}
@@ -333,7 +329,7 @@ class Supervisor:
         worker.forget()
         self._worker = None
         group = self._held.group
-        orphans = 0 if group is None else fanotify.sweep(group, fanotify.MAX_DESCRIPTORS)
+        orphans = 0 if group is None else fanotify.sweep(group, myself.descriptor_limit())
         text = f"worker ended pid={worker.process.pid} status={in_words(status)!r} events_failed={orphans}"
         if not self._established:
             # Nothing is mounted yet, and whoever started the daemon waits for a word.
@@ -369,8 +365,6 @@ class Supervisor:
             held.execute([*self._program, self._run_dir])
         except OSError as error:
             log("ERROR", f"cannot execute {self._program[0]} cause={error.strerror!r}")
-
-    # Who is told
 
     def _tell(self, message: Mapping[str, object]) -> None:
         """Say how the start went, once, to whoever started the daemon."""

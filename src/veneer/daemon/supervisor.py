@@ -108,7 +108,7 @@ def _group(manager: systemd.Manager) -> tuple[int | None, bool]:
     """The fanotify group, and whether the service manager kept it while the whole daemon was dead."""
     kept = manager.fds.get(GROUP)
     if kept is not None:
-        orphans = fanotify.sweep(kept, fanotify.MAX_DESCRIPTORS)
+        orphans = fanotify.sweep(kept, fanotify.MAX_DESCRIPTORS)  # whatever limit its readers had
         log("WARNING", f"taking back the group that the service manager kept events_failed={orphans}")
         return kept, True
     try:
