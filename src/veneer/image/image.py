@@ -12,6 +12,7 @@ import trio
 
 from veneer.errors import IntegrityError
 from veneer.formats.base import OpenedIndex
+from veneer.image.packs import FoundPack
 from veneer.index.merge import merge
 from veneer.index.model import Device, ImageIndex, LayerIndex, MetadataPolicy
 from veneer.oci.config import ImageConfig
@@ -68,6 +69,7 @@ class Image:
         opened: what the index says; checked to be about the manifest's layers.
         layers: notes, one for each layer.
         transport_stats: requests made so far through this image's connections.
+        pack: for the start that it was opened for.
 
     Attributes:
         devices: of the layers, lowest first.
@@ -88,6 +90,7 @@ class Image:
         opened: OpenedIndex,
         layers: tuple[LayerNote, ...],
         transport_stats: TransportStats,
+        pack: FoundPack | None = None,
     ) -> None:
         self.reference = reference
         self.name = name
@@ -98,6 +101,7 @@ class Image:
         self.index_descriptor = index_descriptor
         self.layers = layers
         self.transport_stats = transport_stats
+        self.pack = pack
         self.devices: tuple[Device, ...] = opened.devices
         self.policy: MetadataPolicy = opened.policy
         self.sources: tuple[BlobSource, ...] = tuple(map(repository.blob, manifest.layers))

@@ -18,6 +18,7 @@ from veneer.formats.base import IndexLocation, LayerFormat, OpenedIndex
 from veneer.formats.native import NativeFormat
 from veneer.image.contents import Contents
 from veneer.image.image import Image, LayerNote, Reference
+from veneer.image.packs import FoundPack, NamedPack, check_fits, find_pack, open_pack, report_unused
 from veneer.index.model import Device
 from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
 from veneer.oci.descriptor import Platform
@@ -73,8 +74,16 @@ def open_repository(reference: Reference, settings: Settings, transport: Transpo
 
 
 @asynccontextmanager
-async def open_image(text: str, settings: Settings, *, report: Reporter = silent) -> AsyncIterator[Image]:
+async def open_image(
+    text: str, settings: Settings, *, pack: str | NamedPack | None = None, report: Reporter = silent
+) -> AsyncIterator[Image]:
     """Open the image that ``text`` names; its connections live as long as the context.
+
+    Args:
+        text: the reference.
+        settings: where copies are kept, and how registries are spoken to.
+        pack: look for the pack of this workload, and do without if there is none; or have exactly this one.
+        report: notices about the image.
 
     Raises:
         UsageError: not a reference.
@@ -83,7 +92,7 @@ async def open_image(text: str, settings: Settings, *, report: Reporter = silent
         IntegrityError: something is not what its digest, or the manifest, says.
     """
     async with resolve_image(text, settings) as (resolved, stats):
-        yield await load_image(resolved, settings, stats, report)
+        yield await load_image(resolved, settings, stats, report, pack)
 
 
 @asynccontextmanager
@@ -134,12 +143,20 @@ def check_image(manifest: Manifest, what: str) -> None:
 
 
 async def load_image(
-    resolved: ResolvedImage, settings: Settings, stats: TransportStats, report: Reporter = silent
+    resolved: ResolvedImage,
+    settings: Settings,
+    stats: TransportStats,
+    report: Reporter = silent,
+    pack: str | NamedPack | None = None,
 ) -> Image:
-    """Find the index of an image and open it. Raises UnsupportedFormat when there is none."""
+    """Find the index of an image and open it. Raises UnsupportedFormat when there is none.
+
+    ``pack`` is that of :func:`open_image`.
+    """
     contents, manifest = resolved.contents, resolved.manifest
     found: list[tuple[LayerFormat, IndexLocation, OpenedIndex]] = []
     configs: list[ImageConfig] = []
+    packs: list[FoundPack] = []
 
     async def index() -> None:
         found.append(await _find_index(resolved, settings))
@@ -150,8 +167,11 @@ async def load_image(
     async with open_nursery() as nursery:
         nursery.start_soon(index)
         nursery.start_soon(config)
+        if pack is not None:
+            nursery.start_soon(_find_pack, resolved, settings, pack, report, packs)
     (layer_format, location, opened), image_config = found[0], configs[0]
     check_binding(opened.devices, manifest, image_config, f"index of {resolved.name}")
+    found_pack = _fitting(packs, opened.devices, report, exactly=isinstance(pack, NamedPack))
     if not image_config.platform.matches(settings.platform):
         report(Notice(f"{resolved.reference} is for {image_config.platform}, not for {settings.platform}"))
     return Image(
@@ -165,7 +185,38 @@ async def load_image(
         opened=opened,
         layers=_notes(layer_format, manifest, location, opened),
         transport_stats=stats,
+        pack=found_pack,
     )
+
+
+async def _find_pack(
+    resolved: ResolvedImage,
+    settings: Settings,
+    wanted: str | NamedPack,
+    report: Reporter,
+    found: list[FoundPack],
+) -> None:
+    where = resolved.contents, resolved.manifest, settings.cache_dir
+    if isinstance(wanted, NamedPack):
+        found.append(await open_pack(*where, wanted))
+    elif (pack := await find_pack(*where, wanted, report)) is not None:
+        found.append(pack)
+
+
+def _fitting(
+    found: Sequence[FoundPack], devices: Sequence[Device], report: Reporter, *, exactly: bool
+) -> FoundPack | None:
+    """The pack if there is one and it is about these layers; the error is raised when it is to be that one."""
+    for pack in found:
+        try:
+            check_fits(pack, devices)
+        except IntegrityError as error:
+            if exactly:
+                raise
+            report_unused(pack.named.workload, error, report)
+        else:
+            return pack
+    return None
 
 
 async def load_config(resolved: ResolvedImage) -> ImageConfig:

@@ -1,0 +1,224 @@
+"""Packs of an image: which there are, and whom they are believed.
+
+A pack's bytes stand for those of layers, so it is used only if its index is named by the image's manifest (the
+annotation ``dev.veneer.pack``: what covers the manifest covers it), or if this host made it (it is below
+``packs`` in the cache directory). It has to be about layers that the image has. A pack that is missing, damaged
+or stale is told and left out: it costs time and nothing else.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from veneer.errors import IntegrityError, NotFound, VeneerError
+from veneer.events import Notice, Reporter
+from veneer.image.contents import Contents
+from veneer.index.model import Device
+from veneer.oci.canonical import canonical_json, parse_json
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
+from veneer.oci.manifest import Manifest
+from veneer.oci.mediatypes import ANNOTATION_PACK, ANNOTATION_WORKLOAD, VENEER_PACK_INDEX
+from veneer.prefetch.pack import MAX_PACK_INDEX_SIZE, PackIndex, decode_pack_index
+from veneer.prefetch.profile import DEFAULT_WORKLOAD, check_workload
+from veneer.source.base import BlobSource
+from veneer.source.layout_file import FileBlob
+
+__all__ = [
+    "FoundPack",
+    "NamedPack",
+    "annotated_packs",
+    "check_fits",
+    "find_pack",
+    "keep_local_pack",
+    "local_pack",
+    "open_pack",
+    "packs_annotation",
+    "report_unused",
+]
+
+log = logging.getLogger(__name__)
+
+#: Some hundred workloads.
+_MAX_ANNOTATION: Final = 64 << 10
+_NOTE: Final = "pack.json"
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPack:
+    """A pack that somebody who is believed names.
+
+    Args:
+        workload: what it is for.
+        origin: ``annotation`` or ``local``.
+        descriptor: of its index.
+    """
+
+    workload: str
+    origin: str
+    descriptor: Descriptor
+
+    def to_json(self) -> dict[str, object]:
+        """As a JSON object."""
+        return {"workload": self.workload, "origin": self.origin, "index": self.descriptor.to_json()}
+
+    @classmethod
+    def from_json(cls, value: object) -> "NamedPack":
+        """Read what :meth:`to_json` wrote. Raises IntegrityError."""
+        match value:
+            case {"workload": str(workload), "origin": str(origin), "index": index}:
+                return cls(workload, origin, Descriptor.from_json(index, "index of a pack"))
+        raise IntegrityError("this names no pack")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundPack:
+    """A pack with its index at hand.
+
+    Args:
+        named: which one.
+        index: what it has.
+        source: its blob.
+    """
+
+    named: NamedPack
+    index: PackIndex
+    source: BlobSource
+
+
+def annotated_packs(manifest: Manifest) -> tuple[NamedPack, ...]:
+    """The packs that a manifest names. Raises IntegrityError when its annotation is malformed."""
+    text = manifest.annotations.get(ANNOTATION_PACK)
+    if text is None:
+        return ()
+    what = f"annotation {ANNOTATION_PACK}"
+    entries = parse_json(text.encode(), what, limit=_MAX_ANNOTATION)
+    if not isinstance(entries, list):
+        raise IntegrityError(f"{what} is not an array")
+    named: dict[str, NamedPack] = {}
+    for entry in entries:
+        descriptor = Descriptor.from_json(entry, what)
+        workload = descriptor.annotations.get(ANNOTATION_WORKLOAD, DEFAULT_WORKLOAD)
+        if workload in named:
+            raise IntegrityError(f"{what} names the workload {workload[:64]!r} twice")
+        named[workload] = NamedPack(workload, "annotation", descriptor)
+    return tuple(named.values())
+
+
+def packs_annotation(packs: Sequence[NamedPack]) -> str:
+    """The annotation that names these packs."""
+    return canonical_json(
+        [
+            Descriptor(
+                pack.descriptor.media_type,
+                pack.descriptor.digest,
+                pack.descriptor.size,
+                {**pack.descriptor.annotations, ANNOTATION_WORKLOAD: pack.workload},
+            ).to_json()
+            for pack in packs
+        ]
+    ).decode()
+
+
+async def find_pack(
+    contents: Contents, manifest: Manifest, cache_dir: Path, workload: str, report: Reporter
+) -> FoundPack | None:
+    """The pack for a workload: one that the manifest names, else one that this host made, else None.
+
+    What is wrong with a pack is reported. Raises UsageError for what is no name of a workload.
+    """
+    check_workload(workload)
+    try:
+        named = next((pack for pack in annotated_packs(manifest) if pack.workload == workload), None)
+        if named is None:
+            named = await trio.to_thread.run_sync(local_pack, cache_dir, manifest.digest, workload)
+        return None if named is None else await open_pack(contents, manifest, cache_dir, named)
+    except VeneerError as error:
+        report_unused(workload, error, report)
+        return None
+
+
+async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, named: NamedPack) -> FoundPack:
+    """A pack by its name; no request when its index was seen before. Raises VeneerError."""
+    descriptor = named.descriptor
+    what = f"index of the pack {named.workload}"
+    directory = _directory(cache_dir, manifest.digest, named.workload)
+    data = await contents.known(descriptor)
+    if data is None and named.origin == "local":
+        data = await trio.to_thread.run_sync(_read, directory / descriptor.digest.hex, what)
+    elif data is None:
+        data = await contents.fetch(descriptor, what, MAX_PACK_INDEX_SIZE)
+    index = await trio.to_thread.run_sync(decode_pack_index, data, descriptor)
+    blob = index.device.blob
+    if named.origin != "local":
+        return FoundPack(named, index, contents.repository.blob(blob))
+    # A mount that is restored after a new pack has been made needs the old index.
+    await contents.keep(descriptor, data)
+    name = f"local/pack/{named.workload}@{blob.digest}"
+    return FoundPack(named, index, FileBlob(directory / blob.digest.hex, name, blob.size))
+
+
+def report_unused(workload: str, error: VeneerError, report: Reporter) -> None:
+    """Tell that a start goes on without its pack."""
+    report(Notice(f"the pack of the workload {workload!r} is not used: {error.message}"))
+    log.warning("pack=%s is not used cause=%r", workload, error.message)
+
+
+def check_fits(pack: FoundPack, devices: Sequence[Device]) -> None:
+    """Raise IntegrityError unless every byte of a pack is one of these devices'."""
+    what = f"the pack {pack.named.descriptor.digest}"
+    sizes = {device.diff_id: device.spans.size for device in devices}
+    for place in pack.index.places:
+        if (size := sizes.get(place.layer)) is None:
+            raise IntegrityError(f"{what} is stale: it has bytes of {place.layer}, which is none of the layers")
+        if place.offset + place.length > size:
+            raise IntegrityError(f"{what} has bytes after the end of {place.layer}")
+
+
+def local_pack(cache_dir: Path, manifest: Digest, workload: str) -> NamedPack | None:
+    """The pack of this host for an image. Blocks."""
+    path = _directory(cache_dir, manifest, workload) / _NOTE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IntegrityError(f"cannot read {path}: {error.strerror}") from error
+    return NamedPack.from_json(parse_json(data, str(path), limit=_MAX_ANNOTATION))
+
+
+def keep_local_pack(cache_dir: Path, manifest: Digest, workload: str, index: bytes, data: bytes) -> Path:
+    """Make a pack that of this host, in place of an earlier one. Blocks; raises OSError."""
+    check_workload(workload)
+    directory = _directory(cache_dir, manifest, workload)
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = Descriptor(VENEER_PACK_INDEX, Digest.of(index), len(index))
+    names = {descriptor.digest.hex: index, Digest.of(data).hex: data}
+    note = canonical_json(NamedPack(workload, "local", descriptor).to_json())
+    # The note comes last: what it names is whole.
+    for name, content in [*names.items(), (_NOTE, note)]:
+        new = directory / f".{name}"
+        new.write_bytes(content)
+        new.replace(directory / name)
+    for path in directory.iterdir():
+        if path.name not in {*names, _NOTE}:
+            with suppress(OSError):
+                path.unlink()
+    return directory
+
+
+def _directory(cache_dir: Path, manifest: Digest, workload: str) -> Path:
+    return cache_dir / "packs" / manifest.hex / workload
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_PACK_INDEX_SIZE + 1)
+    except OSError as error:
+        raise NotFound(f"{what}: cannot read {path}: {error.strerror}") from error
