@@ -6,6 +6,7 @@ Without an event loop and without what serves an image: this is on the way of ev
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,11 @@ class RunResult:
 def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInfo:
     """Mount an image in the background. Returns when the mount can be used. Raises VeneerError."""
     settings = request.settings
+    if request.record and settings.backend not in _RESIDENT:
+        raise UsageError(
+            f"what a mount reads cannot be recorded with the backend {settings.backend}",
+            hint="use --backend erofs-fanotify, or auto",
+        )
     if os.geteuid() != 0:
         clean_stale(settings.run_dir)
         return start_mount(request, report=report)
@@ -98,14 +104,31 @@ def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInf
             for message in _strings(answer["notices"]):
                 report(Notice(message))
             return MountInfo(**answer["info"])
+        if request.record:
+            raise MountError(
+                f"recording takes the backend erofs-fanotify, which does not work here: {answer['reason']}",
+                hint="veneer doctor says what is missing",
+            )
         request = replace(request, settings=replace(settings, backend=str(answer["backend"])))
         if answer["backend"] == "fuse" or settings.backend != "auto":
             report(Notice(f"using the slower backend {answer['backend']}: {answer['reason']}"))
     return start_mount(request, report=report)
 
 
-def run_image(request: RunRequest, settings: Settings, *, report: Reporter = silent) -> RunResult:
+def run_image(
+    request: RunRequest,
+    settings: Settings,
+    *,
+    recorded: Callable[[MountInfo], None] | None = None,
+    report: Reporter = silent,
+) -> RunResult:
     """Run a command in a container on an image and wait for it.
+
+    Args:
+        request: what to run.
+        settings: of the invocation.
+        recorded: have the mount record what it reads; called when the command has ended and the mount has not.
+        report: notices about the image.
 
     Raises:
         VeneerError: it could not be started; a command that fails is a result.
@@ -120,7 +143,10 @@ def run_image(request: RunRequest, settings: Settings, *, report: Reporter = sil
     runtime = find_runtime(request.runtime)
     began = time.monotonic()
     container = ContainerRequest(options, runtime, this_process())
-    wanted = MountRequest.create(request.image, Path("/"), settings, writable=True, container=container)
+    record = recorded is not None
+    wanted = MountRequest.create(
+        request.image, Path("/"), settings, writable=True, container=container, record=record
+    )
     info = mount_image(wanted, report=report)
     mounted_s = time.monotonic() - began
     last: MountReport | None = None
@@ -133,6 +159,8 @@ def run_image(request: RunRequest, settings: Settings, *, report: Reporter = sil
         )
         outcome = run.run(info.id, Path(info.bundle or ""))
         total_s = time.monotonic() - began
+        if recorded is not None:
+            recorded(info)
     finally:
         last = _end(info, settings.run_dir)
     return RunResult(

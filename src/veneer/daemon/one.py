@@ -14,13 +14,15 @@ from veneer.daemon.control import Operation
 from veneer.daemon.describe import mount_info, mount_report
 from veneer.daemon.place import Place
 from veneer.daemon.report import MountReport
-from veneer.daemon.request import MountInfo, MountRequest
+from veneer.daemon.request import RECORDED, MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.image import Image
 from veneer.mount.backends import Subject
 from veneer.mount.base import Mounter
 from veneer.mount.session import MountSession
 from veneer.mount.state import Process
+from veneer.prefetch.profile import DEFAULT_WORKLOAD
+from veneer.prefetch.recorder import Recorder
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore
 
@@ -61,6 +63,7 @@ class Service:
 
     Attributes:
         session: the mount, once it is there.
+        recorder: what it has read since, if that is noted.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Service:
         transport_before: Mapping[str, int] | None = None,
     ) -> None:
         self.session: MountSession | None = None
+        self.recorder: Recorder | None = None
         self.place = place
         self._image = image
         self._store = store
@@ -133,6 +137,24 @@ class Service:
             return {"type": "stopped", "report": report.to_json()}
 
         return {"status": status, "stop": stop}
+
+    async def recorded(self) -> dict[str, object]:
+        """Write what has been read so far to :data:`RECORDED`: it may be too much for an answer."""
+        if (recorder := self.recorder) is None:
+            raise MountError(
+                "what the mount reads is not recorded, or not any more since the daemon was restarted",
+                hint="record again",
+            )
+
+        def write() -> None:
+            profile = recorder.profile(DEFAULT_WORKLOAD, str(self._image.manifest.digest), ())
+            (self.place.directory / RECORDED).write_bytes(profile.to_json())
+
+        try:
+            await trio.to_thread.run_sync(write)
+        except OSError as error:
+            raise MountError(f"cannot write what was recorded: {error.strerror}") from error
+        return {"type": "recorded", "lost": recorder.lost, "shared": recorder.shared}
 
     def report(self) -> MountReport:
         """The mount and its counters."""

@@ -15,7 +15,10 @@ from veneer.oci.descriptor import Platform
 from veneer.oci.reference import LayoutReference, parse_reference
 from veneer.settings import Settings
 
-__all__ = ["ContainerRequest", "MountInfo", "MountRequest", "absolute_image"]
+__all__ = ["RECORDED", "ContainerRequest", "MountInfo", "MountRequest", "absolute_image"]
+
+#: In the directory of a mount that records: the profile, written when it is asked for.
+RECORDED = "recorded.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class MountRequest:
         writable: whether an overlay goes on top.
         upper: where what is written is kept; None for a layer that is thrown away.
         container: for the root of a container.
+        record: note what is read of it; takes the backend erofs-fanotify.
     """
 
     image: str
@@ -66,6 +70,7 @@ class MountRequest:
     writable: bool = False
     upper: Path | None = None
     container: ContainerRequest | None = None
+    record: bool = False
 
     @classmethod
     def create(
@@ -77,6 +82,7 @@ class MountRequest:
         writable: bool = False,
         upper: Path | None = None,
         container: ContainerRequest | None = None,
+        record: bool = False,
     ) -> "MountRequest":
         """A request from what a user typed in the current directory. Raises UsageError."""
         return cls(
@@ -92,6 +98,7 @@ class MountRequest:
             writable or upper is not None,
             upper and upper.absolute(),
             container,
+            record,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -106,6 +113,7 @@ class MountRequest:
             "writable": self.writable,
             "upper": self.upper and os.fspath(self.upper),
             "container": self.container and self.container.to_json(),
+            "record": self.record,
         }
 
     @classmethod
@@ -131,6 +139,7 @@ class MountRequest:
             bool(value["writable"]),
             Path(str(upper)) if upper else None,
             container and ContainerRequest.from_json(container),
+            value.get("record") is True,
         )
 
 

@@ -196,6 +196,7 @@ class Residents:
             cache_dir=request.settings.cache_dir,
             choice=choice,
             existing=existing,
+            record=request.record and existing is None,
         )
         record = place.record
         service = Service(
@@ -220,6 +221,7 @@ class Residents:
                 watch=self._watch,
             ) as session:
                 service.session = session
+                service.recorder = mounter.recorder
                 if existing is None:
                     await trio.to_thread.run_sync(
                         _write_state, place, request, choice, holding.image, mounter.superblocks

@@ -29,6 +29,7 @@ from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
 from veneer.daemon.mounts import status_json
+from veneer.daemon.one import Service
 from veneer.daemon.request import MountRequest
 from veneer.daemon.residents import Residents
 from veneer.errors import MountError, UsageError, VeneerError
@@ -146,7 +147,13 @@ class Worker:
         await serve_control(listener, self._operations(), for_client=("mount",))
 
     def _operations(self) -> Mapping[str, Operation]:
-        return {"mount": self._mount, "stop": self._unmount, "status": self._status, "ping": self._ping}
+        return {
+            "mount": self._mount,
+            "recorded": self._recorded,
+            "stop": self._unmount,
+            "status": self._status,
+            "ping": self._ping,
+        }
 
     async def _ping(self, _request: dict[str, object]) -> dict[str, object]:
         return {"type": "pong", "worker": os.getpid(), "version": __version__}
@@ -175,11 +182,19 @@ class Worker:
         info = await self._residents.mount(wanted, choice, report)
         return {"type": "ready", "info": info.to_json(), "notices": notices}
 
-    async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
+    def _mounted(self, request: dict[str, object]) -> tuple[Residents, Service]:
         residents = self._residents
         service = residents.services.get(str(request.get("id"))) if residents else None
         if residents is None or service is None:
             raise MountError("it is not mounted any more")
+        return residents, service
+
+    async def _recorded(self, request: dict[str, object]) -> dict[str, object]:
+        _, service = self._mounted(request)
+        return await service.recorded()
+
+    async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
+        residents, service = self._mounted(request)
         lazy = request.get("lazy") is True
         log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
         report = service.report()

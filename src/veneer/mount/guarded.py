@@ -5,7 +5,7 @@ A part of :mod:`veneer.mount.precontent`, which says what it is about.
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVarTuple
 
@@ -16,14 +16,18 @@ from veneer.mount import fanotify
 from veneer.mount.failures import FailureLog
 from veneer.mount.filetable import FileTable
 from veneer.mount.readahead import MIN_WINDOW
+from veneer.prefetch.recorder import Recorder
 from veneer.store.presence import Form
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
-__all__ = ["Guarded", "PreContentStats", "check_guardable"]
+__all__ = ["Guarded", "Noted", "PreContentStats", "check_guardable"]
 
 log = logging.getLogger(__name__)
 
 Ts = TypeVarTuple("Ts")
+
+#: First uses of a range: who noted it, as what, and when.
+Noted = Sequence[tuple[Recorder, int, float]]
 
 
 @dataclass(slots=True)
@@ -102,6 +106,8 @@ class Guarded:
         self.adopted = False
         #: The proof is under way, or has failed and will not be tried again.
         self.proving = self.refuted = False
+        #: Who notes what is read of it. While anybody does, it stays marked.
+        self.recorders: list[Recorder] = []
         #: Owner of its tasks.
         self.nursery: trio.Nursery | None = None
         self.ended = trio.Event()
@@ -132,13 +138,13 @@ class Guarded:
                 self._stats.remarked += self.ready
 
     def unmark(self, *, only_if_complete: bool) -> None:
-        """Have reads ask no more.
+        """Have reads ask no more; for a complete device, unless somebody records them.
 
         The store clears the device's completeness before it marks to evict, so that under this lock a device
         that is complete is not about to lose anything without a mark.
         """
         with self._marking:
-            if not self._marked or (only_if_complete and not self.attached.complete):
+            if not self._marked or (only_if_complete and (self.recorders or not self.attached.complete)):
                 return
             if (fd := self.attached.data_fd) is not None:
                 fanotify.unmark(self._group, fd)
@@ -156,6 +162,13 @@ class Guarded:
             and not self.refuted
             and self.attached.all_present
         )
+
+    def note(self, offset: int, length: int) -> Noted:
+        """Tell whoever records that a range is read now."""
+        now, attached = trio.current_time(), self.attached
+        layer, size = attached.device.diff_id, attached.size
+        uses = ((recorder, recorder.note(layer, size, offset, length, now)) for recorder in self.recorders)
+        return [(recorder, use, now) for recorder, use in uses if use is not None]
 
     # Files
 

@@ -24,8 +24,8 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
@@ -34,7 +34,8 @@ from veneer.errors import MountError, VeneerError
 from veneer.mount import fanotify
 from veneer.mount.fanotify import Event
 from veneer.mount.filetable import FileTable
-from veneer.mount.guarded import Guarded, PreContentStats, check_guardable
+from veneer.mount.guarded import Guarded, Noted, PreContentStats, check_guardable
+from veneer.prefetch.recorder import Recorder
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
 __all__ = ["GuardedDevices", "PreContentStats", "check_guardable"]
@@ -143,6 +144,8 @@ class GuardedDevices:
                     raise
                 guarded.holders += 1
                 guarded.opening += 1
+                for recorder in guarded.recorders:
+                    recorder.shared = True
                 break
         for event in self._parked.pop(inode, ()):
             self._decide_and_answer(event)
@@ -168,6 +171,24 @@ class GuardedDevices:
             opened()
             for device in held:
                 await self.release(device)
+
+    @contextmanager
+    def recording(self, attached: Sequence[AttachedDevice], recorder: Recorder) -> Iterator[None]:
+        """Have every read of devices that are held noted, also when they are complete, as long as this lasts.
+
+        To be entered before the devices are :meth:`opened`, so that they are marked, and left before they are
+        released. Events do not say which mount they are for: reads of all mounts with the device are noted.
+        """
+        devices = [self._of(one) for one in dict.fromkeys(attached)]
+        for guarded in devices:
+            recorder.shared |= guarded.holders > attached.count(guarded.attached)
+            guarded.recorders.append(recorder)
+        try:
+            yield
+        finally:
+            for guarded in devices:
+                guarded.recorders.remove(recorder)
+                self._consider(guarded)
 
     def opened(self, attached: AttachedDevice) -> None:
         """Tell that the mount for which the device was held has been made, or will not be.
@@ -330,15 +351,17 @@ class GuardedDevices:
         attached = guarded.attached
         offset = event.offset
         length = min(event.length or attached.size, attached.size - offset)
+        # Who maps or changes a file is asked about all of it, and reads nothing.
+        noted = guarded.note(offset, length) if guarded.recorders and event.length and length > 0 else ()
         if length <= 0 or guarded.store.holds(attached, offset, length):
             self.stats.ready += 1
             if guarded.may_be_complete:
                 self._consider(guarded)
             return 0
-        guarded.start(self._wait, guarded, event, offset, length)
+        guarded.start(self._wait, guarded, event, offset, length, noted)
         return None
 
-    async def _wait(self, guarded: Guarded, event: Event, offset: int, length: int) -> None:
+    async def _wait(self, guarded: Guarded, event: Event, offset: int, length: int, noted: Noted) -> None:
         """Answer one event when its bytes have come."""
         store, attached = guarded.store, guarded.attached
         error, cause = errno.EIO, None
@@ -355,6 +378,8 @@ class GuardedDevices:
             log.exception("failed an event because of a bug")
         finally:
             self._finish(event, error)
+            for recorder, use, came in noted:
+                recorder.waited(use, trio.current_time() - came)
         if cause is not None:
             await guarded.tell(offset, length, cause)
         else:

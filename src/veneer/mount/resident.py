@@ -20,12 +20,14 @@ import trio
 from veneer.mount import kernel
 from veneer.mount.backends import Subject
 from veneer.mount.base import Choice
+from veneer.mount.bdi import stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
 from veneer.mount.metadata import MetadataImage, metadata_image
 from veneer.mount.precontent import GuardedDevices, PreContentStats
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
+from veneer.prefetch.recorder import Recorder
 from veneer.source.tasks import open_nursery
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
@@ -82,6 +84,10 @@ class ResidentMounter:
         cache_dir: for the metadata image.
         choice: how it came to this backend.
         existing: the mount is there already.
+        record: note what is read. Of a mount that is there already, nobody knows what was read before.
+
+    Attributes:
+        recorder: what was noted, from the time when the mount is there.
     """
 
     def __init__(
@@ -94,8 +100,12 @@ class ResidentMounter:
         cache_dir: Path,
         choice: Choice,
         existing: Existing | None = None,
+        record: bool = False,
     ) -> None:
+        if record and existing is not None:
+            raise ValueError("what an existing mount has read is not known")
         self.choice = choice
+        self.recorder: Recorder | None = None
         self.inodes = 0
         self.stats: PreContentStats = guards.devices.stats
         #: Names of the file system in the kernel's list, once it is mounted.
@@ -108,6 +118,7 @@ class ResidentMounter:
         self._files = files
         self._cache_dir = cache_dir
         self._existing = existing
+        self._record = record
 
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
@@ -131,6 +142,10 @@ class ResidentMounter:
                 end = await trio.to_thread.run_sync(self._find, target)
                 await self._mend(attached)
             stack.push_async_callback(_shielded, end)
+            if self._record:
+                await trio.to_thread.run_sync(stop_read_ahead, target, self.superblocks)
+                self.recorder = Recorder(trio.current_time())
+                stack.enter_context(devices.recording(attached, self.recorder))
             opened()
 
             async def follow() -> None:

@@ -16,7 +16,7 @@ PAGE = 4096
 
 
 class Recorder:
-    """Collects the uses of one mount. Not for several threads.
+    """Collects the uses of one mount. Belongs to one thread.
 
     Args:
         began: when the mount was made, in seconds of whatever clock :meth:`note` is told.
@@ -61,7 +61,9 @@ class Recorder:
             device = self._numbers[layer] = len(self._sizes)
             self._sizes.append(size)
             self._seen.append(bytearray(-(-size // PAGE)))
-        seen, end = self._seen[device], -(-(offset + length) // PAGE)
+        seen = self._seen[device]
+        # Two layers of one diffID have one size, or else one of them is a lie that is found out in time.
+        end = min(len(seen), -(-(offset + length) // PAGE))
         page = seen.find(0, offset // PAGE, end)
         if page < 0:
             return None
@@ -83,15 +85,14 @@ class Recorder:
         self._wait[use] = max(self._wait[use], seconds)
 
     def profile(self, workload: str, image: str, command: tuple[str, ...]) -> Profile:
-        """What was noted so far, as the profile of one run."""
-        layers = tuple(self._numbers)
+        """What was noted so far, as the profile of one run. The only method for other threads, too."""
+        # Columns only grow, and the last one last.
+        count, layers = len(self._wait), tuple(self._numbers)
         uses = []
-        for device, start, end, first, wait in zip(
-            self._device, self._start, self._end, self._first, self._wait, strict=True
-        ):
-            offset = start * PAGE
-            length = min(end * PAGE, self._sizes[device]) - offset
-            uses.append(Use(layers[device], offset, length, _ms(first), _ms(wait)))
+        for use in range(count):
+            device, offset = self._device[use], self._start[use] * PAGE
+            length = min(self._end[use] * PAGE, self._sizes[device]) - offset
+            uses.append(Use(layers[device], offset, length, _ms(self._first[use]), _ms(self._wait[use])))
         return Profile(workload, image, command, 1, tuple(uses))
 
     def _add(self, device: int, start: int, end: int, at: float) -> int:

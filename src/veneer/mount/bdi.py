@@ -1,0 +1,53 @@
+"""The kernel's read-ahead of one mounted file system.
+
+Each EROFS superblock has a setting of its own, which files take over when they are opened. Newer kernels tell
+which one belongs to a mount; with others, it is the one that appeared when the mount was made.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from veneer.errors import MountError
+
+__all__ = ["stop_read_ahead"]
+
+_SETTINGS = Path("/sys/class/bdi")
+#: FS_IOC_GETFSSYSFSPATH, and its struct fs_sysfs_path: a length, then that many bytes of a name of up to 128.
+_GET_NAME, _ANSWER = 0x80811501, 129
+
+
+def stop_read_ahead(root: Path, appeared: Sequence[str]) -> None:
+    """Have the kernel read only what is asked for of files that are opened from now on. Blocks.
+
+    Args:
+        root: where the file system is mounted.
+        appeared: names of the superblocks that came with it; more than one when others mounted at that moment.
+
+    Raises:
+        MountError: it cannot be told which setting to change, or not changed.
+    """
+    name = _name(root) or (appeared[0] if len(appeared) == 1 else None)
+    if name is None:
+        raise MountError(
+            f"cannot tell which of {', '.join(appeared) or 'no'} superblocks is the one on {root}",
+            hint="others mounted EROFS at the same moment; try again",
+        )
+    path = _SETTINGS / name / "read_ahead_kb"
+    try:
+        path.write_text("0")
+    except OSError as error:
+        raise MountError(f"cannot switch off read-ahead: {path}: {error.strerror}") from error
+
+
+def _name(root: Path) -> str | None:
+    """What the kernel calls the superblock; None where it does not tell."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(fd, _GET_NAME, bytes(_ANSWER))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return os.fsdecode(answer[1 : 1 + answer[0]]).rpartition("/")[2]
