@@ -89,7 +89,10 @@ def main() -> None:
         with server(sys.executable, "-m", "veneer.testing.delay", *target, *distance) as far:
             network = f"{options.rtt_ms:g} ms, {options.mbit:g} Mb/s"
             say(f"# A registry at {near}, and the same one at {far}, at a distance of {network}.")
-            story(f"{near}/debian/python", f"{far}/debian/python", network)
+            try:
+                story(f"{near}/debian/python", f"{far}/debian/python", network)
+            finally:
+                veneer("daemon", "stop", "--force")
 
 
 def story(near: str, far: str, network: str) -> None:

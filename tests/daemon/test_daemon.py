@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -469,6 +470,22 @@ def test_where_the_kernel_cannot_watch_files_another_backend_is_used(
     finally:
         lifecycle.stop_daemon(settings.run_dir, force=True)
         subprocess.run(["umount", workplace / "memory"], check=True)
+
+
+def test_a_cache_that_was_deleted_between_mounts_is_made_anew(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    for quota in (1 << 30, 1 << 29):
+        mount(image, workplace / "mnt", replace(settings, cache_quota=quota))
+        assert (workplace / "mnt/large").read_bytes() == LARGE
+        umount(workplace / "mnt", settings)
+        shutil.rmtree(settings.cache_dir)
+    worker = daemon_status(settings)["worker"]
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    assert (settings.cache_dir / "devices/.ledger").exists(), "the quota is kept again"
+    assert daemon_status(settings)["worker"] == worker
+    umount(workplace / "mnt", settings)
 
 
 def test_other_commands_leave_mounted_devices_alone(workplace: Path, settings: Settings, image: str) -> None:

@@ -13,9 +13,12 @@ SAMPLE = ROOT / "build/sample"
 
 
 @pytest.fixture
-def veneer(tmp_path: Path) -> Veneer:
+def veneer(tmp_path: Path) -> Iterator[Veneer]:
     """``veneer`` with an empty cache."""
-    return Veneer(tmp_path / "cache", tmp_path / "run")
+    command = Veneer(tmp_path / "cache", tmp_path / "run")
+    yield command
+    if (tmp_path / "run").exists():
+        command("daemon", "stop", "--force")
 
 
 @pytest.fixture(scope="session")

@@ -62,14 +62,14 @@ class Holdings:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._opening = trio.Lock()
-        self._stores: dict[Path, tuple[SpanStore, Settings]] = {}
+        self._stores: dict[Path, _Store] = {}
         self._images: dict[tuple[str, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
 
     @property
     def stores(self) -> dict[str, SpanStore]:
         """All stores, by their cache directories."""
-        return {os.fspath(path): store for path, (store, _) in self._stores.items()}
+        return {os.fspath(path): one.store for path, one in self._stores.items()}
 
     async def take(self, text: str, settings: Settings, report: Reporter) -> tuple[Holding, Mapping[str, int]]:
         """The image that ``text`` names, open, for one more user. Raises VeneerError.
@@ -94,7 +94,20 @@ class Holdings:
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        store = await self._store(settings, report)
+        opened = await self._store(settings, report)
+        try:
+            await self._keep_in(opened.store, text, settings, report, task_status)
+        finally:
+            opened.users -= 1
+
+    async def _keep_in(
+        self,
+        store: SpanStore,
+        text: str,
+        settings: Settings,
+        report: Reporter,
+        task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
+    ) -> None:
         async with open_image(text, settings, report=report) as image:
             key = image.name, store
             if (holding := self._images.get(key)) is not None and holding.users:
@@ -140,25 +153,65 @@ class Holdings:
         for provider in holding.providers:
             self.give_back(provider)
 
-    async def _store(self, settings: Settings, report: Reporter) -> SpanStore:
+    async def _store(self, settings: Settings, report: Reporter) -> "_Store":
+        """The store of a cache directory, for one more user, who takes one from its ``users`` at the end."""
         path = await trio.to_thread.run_sync(settings.cache_dir.resolve)
         async with self._opening:
-            if path not in self._stores:
-                store = await self._nursery.start(_keep_store, replace(settings, cache_dir=path))
-                self._stores[path] = store, settings
-        store, first = self._stores[path]
-        mine = settings.cache_quota, settings.read_deadline_s
-        if mine != (first.cache_quota, first.read_deadline_s):
+            known = self._stores.get(path)
+            if known is not None and not known.users:
+                there = await trio.to_thread.run_sync(_identity, path)
+                if there != known.identity or not known.fits(settings):
+                    known.unused.set()
+                    await known.closed.wait()
+                    del self._stores[path]
+                    known = None
+            if known is None:
+                known = await self._nursery.start(_keep_store, replace(settings, cache_dir=path))
+                self._stores[path] = known
+            known.users += 1
+        if not known.fits(settings):
+            first = known.settings
             report(
                 Notice(
                     f"the daemon uses {path} with a quota of {first.cache_quota} bytes and waits "
-                    f"{first.read_deadline_s:g} s for a read; other values take effect when it is restarted"
+                    f"{first.read_deadline_s:g} s for a read, until nothing there is mounted any more"
                 )
             )
-        return store
+        return known
 
 
-async def _keep_store(settings: Settings, *, task_status: trio.TaskStatus[SpanStore]) -> None:
+@dataclass(slots=True, eq=False)
+class _Store:
+    """An open store, what it was opened with, and who uses it.
+
+    Between mounts it stays open, unless its directory is another one by then: somebody may have deleted it.
+    """
+
+    store: SpanStore
+    settings: Settings
+    identity: tuple[int, int] | None
+    users: int = 0
+    unused: trio.Event = field(default_factory=trio.Event)
+    closed: trio.Event = field(default_factory=trio.Event)
+
+    def fits(self, settings: Settings) -> bool:
+        """Whether it does what these settings say."""
+        mine = self.settings
+        return (mine.cache_quota, mine.read_deadline_s) == (settings.cache_quota, settings.read_deadline_s)
+
+
+async def _keep_store(settings: Settings, *, task_status: trio.TaskStatus[_Store]) -> None:
     async with open_store(settings) as store:
-        task_status.started(store)
-        await trio.sleep_forever()
+        identity = await trio.to_thread.run_sync(_identity, settings.cache_dir)
+        opened = _Store(store, settings, identity)
+        task_status.started(opened)
+        await opened.unused.wait()
+    opened.closed.set()
+
+
+def _identity(cache_dir: Path) -> tuple[int, int] | None:
+    try:
+        status = (cache_dir / "devices").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
