@@ -2,7 +2,7 @@
 
 The kernel parses nothing but what our own writer has made: an image is used again only if its bytes have the
 SHA-256 that was noted when it was written, and is written anew otherwise. Its name follows from the index it
-was made of and from the writer's version, so mounts of one image share one file.
+was made of, the packs it is mapped to and the writer's version, so mounts of one image share one file.
 
 What is kept stands for the tree: the index itself is asked for only when there is no image to use.
 
@@ -15,17 +15,20 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.erofs.chunks import Copy
-from veneer.erofs.ondisk import DeviceSlot
+from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
 from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
 from veneer.errors import MountError
 from veneer.index.model import ImageIndex
 from veneer.mount.kernel import EROFS_SUFFIX
+from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
+from veneer.prefetch.pack import PackIndex
+from veneer.prefetch.placement import placements
 
 __all__ = ["KEPT", "MetadataImage", "metadata_image"]
 
@@ -48,7 +51,11 @@ class MetadataImage:
 
 
 def metadata_image(
-    index: Callable[[], ImageIndex], identity: Digest, devices: int, cache_dir: Path
+    index: Callable[[], ImageIndex],
+    identity: Digest,
+    devices: int,
+    cache_dir: Path,
+    packs: Sequence[Packed] = (),
 ) -> MetadataImage:
     """The metadata image of an image, from the cache directory or new. Blocks.
 
@@ -57,17 +64,19 @@ def metadata_image(
         identity: digest of what the tree was made of.
         devices: number of devices that the tree is over.
         cache_dir: where images are kept.
+        packs: what files are mapped to where they are in one.
 
     Raises:
         UnsupportedFormat: EROFS cannot hold this tree.
         MountError: there is no place for the image.
         IntegrityError: from ``index``.
     """
-    name = hashlib.sha256(f"{WRITER_VERSION} {identity}".encode()).hexdigest()
+    made_of = " ".join(map(str, (WRITER_VERSION, identity, *(pack.identity for pack in packs))))
+    name = hashlib.sha256(made_of.encode()).hexdigest()
     path = cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
-    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == devices:
+    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == devices + len(packs):
         return found
-    image = write_erofs(index())
+    image = _write(index(), [pack.index for pack in packs])
     try:
         _save(path, image)
     except OSError as error:
@@ -76,6 +85,11 @@ def metadata_image(
         ) from error
     _prune(path)
     return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes)
+
+
+def _write(index: ImageIndex, packs: Sequence[PackIndex]) -> ErofsImage:
+    slots = [DeviceSlot(pack.device.diff_id.hex[:TAG_SIZE].encode(), pack.device.spans.size) for pack in packs]
+    return write_erofs(index, packs=slots, placements=placements(index, packs))
 
 
 def _load(path: Path) -> MetadataImage | None:
