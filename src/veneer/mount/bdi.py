@@ -11,7 +11,10 @@ from pathlib import Path
 
 from veneer.errors import MountError
 
-__all__ = ["stop_read_ahead"]
+__all__ = ["NORMAL_KB", "read_ahead_setting", "set_read_ahead", "stop_read_ahead"]
+
+#: What a file system starts with.
+NORMAL_KB = 128
 
 _SETTINGS = Path("/sys/class/bdi")
 #: FS_IOC_GETFSSYSFSPATH, and its struct fs_sysfs_path: a length, then that many bytes of a name of up to 128.
@@ -21,12 +24,28 @@ _GET_NAME, _ANSWER = 0x80811501, 129
 def stop_read_ahead(root: Path, appeared: Sequence[str]) -> None:
     """Have the kernel read only what is asked for of files that are opened from now on. Blocks.
 
+    ``root`` and ``appeared`` are those of :func:`read_ahead_setting`. Raises MountError.
+    """
+    set_read_ahead(read_ahead_setting(root, appeared), 0)
+
+
+def set_read_ahead(setting: Path, kilobytes: int) -> None:
+    """Change a setting for files that are opened from now on. Blocks; raises MountError."""
+    try:
+        setting.write_text(str(kilobytes))
+    except OSError as error:
+        raise MountError(f"cannot change the read-ahead: {setting}: {error.strerror}") from error
+
+
+def read_ahead_setting(root: Path, appeared: Sequence[str]) -> Path:
+    """Where the kernel has the setting of a mount. Blocks.
+
     Args:
         root: where the file system is mounted.
         appeared: names of the superblocks that came with it; more than one when others mounted at that moment.
 
     Raises:
-        MountError: it cannot be told which setting to change, or not changed.
+        MountError: it cannot be told which setting that is.
     """
     name = _name(root) or (appeared[0] if len(appeared) == 1 else None)
     if name is None:
@@ -34,11 +53,7 @@ def stop_read_ahead(root: Path, appeared: Sequence[str]) -> None:
             f"cannot tell which of {', '.join(appeared) or 'no'} superblocks is the one on {root}",
             hint="others mounted EROFS at the same moment; try again",
         )
-    path = _SETTINGS / name / "read_ahead_kb"
-    try:
-        path.write_text("0")
-    except OSError as error:
-        raise MountError(f"cannot switch off read-ahead: {path}: {error.strerror}") from error
+    return _SETTINGS / name / "read_ahead_kb"
 
 
 def _name(root: Path) -> str | None:

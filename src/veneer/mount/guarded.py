@@ -4,6 +4,7 @@ A part of :mod:`veneer.mount.precontent`, which says what it is about.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -106,13 +107,15 @@ class Guarded:
         self.adopted = False
         #: The proof is under way, or has failed and will not be tried again.
         self.proving = self.refuted = False
+        #: When the kernel last asked, on trio's clock.
+        self.asked = -math.inf
         #: Who notes what is read of it. While anybody does, it stays marked.
         self.recorders: list[Recorder] = []
         #: Owner of its tasks.
         self.nursery: trio.Nursery | None = None
         self.ended = trio.Event()
         #: Of the mount that came last; others with this device differ in little.
-        self._files: FileTable
+        self._files: FileTable | None = None
         self._image = ""
         self._failures: FailureLog | None = None
         self._preparing = False
@@ -172,22 +175,23 @@ class Guarded:
 
     # Files
 
-    def describe(self, files: FileTable, image: str) -> None:
-        """Say what is on the device, and for whom."""
+    def describe(self, files: FileTable | None, image: str) -> None:
+        """Say what is on the device, and for whom; a pack has no files of its own."""
         self._files, self._image, self._failures = files, image, None
 
     def window(self, offset: int, length: int) -> tuple[int, int]:
         """What to fetch with a miss; a first one is not kept waiting until the tree is known."""
-        if self._files.is_prepared(self.key):
-            return self._files.window(self.key, offset, length)
-        if not self._preparing:
+        files = self._files
+        if files is not None and files.is_prepared(self.key):
+            return files.window(self.key, offset, length)
+        if files is not None and not self._preparing:
             self._preparing = True
-            self.start(self._prepare)
+            self.start(self._prepare, files)
         return offset, min(self.attached.size, offset + max(length, MIN_WINDOW))
 
-    async def _prepare(self) -> bool:
+    async def _prepare(self, files: FileTable) -> bool:
         try:
-            await trio.to_thread.run_sync(self._files.prepare, self.key)
+            await trio.to_thread.run_sync(files.prepare, self.key)
         except VeneerError as error:
             log.warning("image=%s nothing is fetched ahead cause=%r", self._image, error.message)
             return False
@@ -198,12 +202,13 @@ class Guarded:
         """Log that a read failed."""
         spans = self.attached.spans.covering(offset, length)
         where = f"device={self.key.hex[:12]} spans={spans[0]}..{spans[-1]}"
-        if not self._files.is_prepared(self.key) and not await self._prepare():
+        files = self._files
+        if files is None or (not files.is_prepared(self.key) and not await self._prepare(files)):
             log.error("read failed image=%s %s cause=%r", self._image, where, error.message)
             return
         if self._failures is None:
-            self._failures = FailureLog(self._image, self._files.index)
-        node, start = self._files.at(self.key, offset, length)
+            self._failures = FailureLog(self._image, files.index)
+        node, start = files.at(self.key, offset, length)
         self._failures.record(node, offset - start, length, error, where)
 
     def tell_refuted(self, error: VeneerError) -> None:

@@ -4,10 +4,17 @@ A pack is fetched in its order, ahead of whoever reads it. What its source does 
 bytes, which the pack is a copy of; so a pack can be slow, but neither fail a read nor spoil one.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
+import trio
+
+from veneer.errors import MountError
+from veneer.mount.bdi import NORMAL_KB, set_read_ahead
+from veneer.mount.precontent import GuardedDevices
 from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex, in_order
 from veneer.source.base import BlobSource
@@ -15,10 +22,16 @@ from veneer.store.fetch import Priority
 from veneer.store.original import Originals, Piece
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
-__all__ = ["Packed", "originals"]
+__all__ = ["Packed", "follow_start", "originals"]
+
+log = logging.getLogger(__name__)
 
 #: Queued at a time; less than a store clips.
 _STEP = 16 << 20
+#: Pauses between attempts to fetch what is left of a pack, after some of it could not be had.
+_PAUSES_S = (1.0, 5.0, 30.0)
+#: A start has ended when its pack is there and the kernel has asked about nothing for so long since the mount.
+QUIET_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,3 +77,49 @@ def originals(index: PackIndex, store: SpanStore, layers: Sequence[AttachedDevic
         store,
         [Piece(place.at, place.length, devices[place.layer], place.offset) for place in in_order(index.places)],
     )
+
+
+async def follow_start(
+    packed: Packed,
+    store: SpanStore,
+    guards: GuardedDevices,
+    attached: Sequence[AttachedDevice],
+    setting: Path | None,
+) -> None:
+    """Fetch a pack to its end, and let the kernel read ahead again when the start is over.
+
+    While a start reads from its pack, what the kernel reads ahead is mostly cold, and would cost requests that
+    nobody waits for. Files that were opened meanwhile go on without; the store has a policy of its own.
+
+    Args:
+        packed: the pack, which is held.
+        store: fetches it.
+        guards: holds the devices.
+        attached: all devices of the mount, the pack's included.
+        setting: of the mount's read-ahead; None to leave it alone.
+    """
+    began = trio.current_time()
+    await _fetch(packed, store)
+    guards.consider(packed.attached)
+    if setting is None:
+        return
+    last = began
+    while (end := last + QUIET_S) > trio.current_time():
+        await trio.sleep_until(end)
+        last = max(last, guards.asked(attached))
+    try:
+        await trio.to_thread.run_sync(set_read_ahead, setting, NORMAL_KB)
+    except MountError as error:
+        log.warning("%s", error.message)
+
+
+async def _fetch(packed: Packed, store: SpanStore) -> None:
+    if await store.bring(packed.attached, priority=Priority.PROFILE):
+        return
+    # Next best: the same bytes of the layers, which what is missing is made of when it is read.
+    packed.originals.prefetch(Priority.PROFILE)
+    for pause in _PAUSES_S:
+        await trio.sleep(pause)
+        if await store.bring(packed.attached, priority=Priority.PROFILE):
+            return
+    log.warning("%s cannot be had as a whole; the layers stand in for the rest", packed.attached.source.name)

@@ -24,7 +24,7 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -101,7 +101,9 @@ class GuardedDevices:
             self._nursery = None
             self._dismiss()
 
-    async def hold(self, store: SpanStore, attached: AttachedDevice, files: FileTable, image: str) -> None:
+    async def hold(
+        self, store: SpanStore, attached: AttachedDevice, files: FileTable | None, image: str
+    ) -> None:
         """Keep a device from being read before its bytes are there; to be done before it is mounted.
 
         To be followed by one :meth:`opened` and one :meth:`release`. :meth:`serve` must be running.
@@ -109,7 +111,7 @@ class GuardedDevices:
         Args:
             store: fills the device.
             attached: the device.
-            files: the image's files, which say what is worth fetching with a miss.
+            files: the image's files, which say what is worth fetching with a miss; None for a pack.
             image: names it in the log.
 
         Raises:
@@ -152,7 +154,7 @@ class GuardedDevices:
 
     @asynccontextmanager
     async def holding(
-        self, store: SpanStore, attached: Sequence[AttachedDevice], files: FileTable, image: str
+        self, store: SpanStore, attached: Sequence[AttachedDevice], files: FileTable | None, image: str
     ) -> AsyncIterator[Callable[[], None]]:
         """:meth:`hold` all devices of an image; what it yields is to be called when they have been mounted."""
         held, unopened = list[AttachedDevice](), list[AttachedDevice]()
@@ -198,6 +200,10 @@ class GuardedDevices:
         guarded = self._of(attached)
         guarded.opening -= 1
         self._consider(guarded)
+
+    def asked(self, attached: Iterable[AttachedDevice]) -> float:
+        """When the kernel last asked about one of the devices, on trio's clock."""
+        return max(self._of(one).asked for one in attached)
 
     def consider(self, attached: AttachedDevice) -> None:
         """Look whether a device has become complete otherwise than by being read, and unmark it then."""
@@ -348,6 +354,7 @@ class GuardedDevices:
                 return None
             self._unknown(event)
             return errno.EIO
+        guarded.asked = trio.current_time()
         attached = guarded.attached
         offset = event.offset
         length = min(event.length or attached.size, attached.size - offset)

@@ -10,20 +10,22 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from veneer.errors import CacheError, IntegrityError, MountError, UnsupportedFormat, VeneerError
 from veneer.mount import kernel
 from veneer.mount.backends import Subject
 from veneer.mount.base import Choice
-from veneer.mount.bdi import stop_read_ahead
+from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
 from veneer.mount.metadata import MetadataImage, metadata_image
+from veneer.mount.packed import Packed, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
@@ -85,8 +87,10 @@ class ResidentMounter:
         choice: how it came to this backend.
         existing: the mount is there already.
         record: note what is read. Of a mount that is there already, nobody knows what was read before.
+        packed: the pack to use; a mount that is there already uses it.
 
     Attributes:
+        packed: the pack that is used.
         recorder: what was noted, from the time when the mount is there.
     """
 
@@ -101,10 +105,12 @@ class ResidentMounter:
         choice: Choice,
         existing: Existing | None = None,
         record: bool = False,
+        packed: Packed | None = None,
     ) -> None:
         if record and existing is not None:
             raise ValueError("what an existing mount has read is not known")
         self.choice = choice
+        self.packed = packed
         self.recorder: Recorder | None = None
         self.inodes = 0
         self.stats: PreContentStats = guards.devices.stats
@@ -123,17 +129,18 @@ class ResidentMounter:
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
         """See :class:`~veneer.mount.base.Mounter`. Leaving waits until the last user has left."""
-        subject = self._subject
-        attached: Sequence[AttachedDevice] = subject.attached
-        metadata = await trio.to_thread.run_sync(
-            metadata_image, subject.index, subject.identity, len(subject.devices), self._cache_dir
-        )
-        self.inodes = metadata.inodes
-        devices = self._guards.devices
+        devices, layers = self._guards.devices, self._subject.attached
         async with AsyncExitStack() as stack:
-            opened = await stack.enter_async_context(
-                devices.holding(self._store, attached, self._files, subject.name)
-            )
+            opened: list[Callable[[], None]] = []
+            if self._existing is None:
+                opened += await self._begin_pack(stack)
+            metadata = await self._metadata()
+            self.inodes = metadata.inodes
+            opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
+            if self._existing is not None and self.packed is not None:
+                # Last: what it does not give comes from the layers, which may be read when they are held.
+                opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
+            attached = [*layers, self.packed.attached] if self.packed else layers
             if self._existing is None:
                 # Only now: a descriptor that asks is exchanged when its device is held.
                 tail = await tail_file(metadata, self._store, attached)
@@ -146,7 +153,9 @@ class ResidentMounter:
                 await trio.to_thread.run_sync(stop_read_ahead, target, self.superblocks)
                 self.recorder = Recorder(trio.current_time())
                 stack.enter_context(devices.recording(attached, self.recorder))
-            opened()
+            setting = await trio.to_thread.run_sync(self._begin_start, target)
+            for tell in opened:
+                tell()
 
             async def follow() -> None:
                 await end()
@@ -154,8 +163,56 @@ class ResidentMounter:
 
             async with open_nursery() as nursery:
                 nursery.start_soon(follow)
+                if self.packed is not None:
+                    nursery.start_soon(follow_start, self.packed, self._store, devices, attached, setting)
                 yield
                 nursery.cancel_scope.cancel()
+
+    def _holding(
+        self, attached: Sequence[AttachedDevice], files: FileTable | None = None
+    ) -> AbstractAsyncContextManager[Callable[[], None]]:
+        return self._guards.devices.holding(self._store, attached, files, self._subject.name)
+
+    async def _begin_pack(self, stack: AsyncExitStack) -> list[Callable[[], None]]:
+        """Have the pack fetched while everything else is made; without it when it cannot be mounted."""
+        if (packed := self.packed) is None:
+            return []
+        try:
+            opened = await stack.enter_async_context(self._holding([packed.attached]))
+        except (CacheError, MountError, UnsupportedFormat) as error:
+            self._give_up_pack(error)
+            return []
+        packed.prefetch(self._store)
+        return [opened]
+
+    async def _metadata(self) -> MetadataImage:
+        subject = self._subject
+        make = partial(metadata_image, subject.index, subject.identity, len(subject.devices), self._cache_dir)
+        if self.packed is not None:
+            try:
+                return await trio.to_thread.run_sync(make, [self.packed])
+            except (IntegrityError, UnsupportedFormat) as error:
+                if self._existing is not None:
+                    raise
+                self._give_up_pack(error)
+        return await trio.to_thread.run_sync(make)
+
+    def _give_up_pack(self, error: VeneerError) -> None:
+        self.packed = None
+        log.warning("image=%s the pack is not used cause=%r", self._subject.name, error.message)
+
+    def _begin_start(self, target: Path) -> Path | None:
+        """With a pack, have the kernel read nothing ahead for now. Returns where to undo that, if it worked."""
+        if self.packed is None or not self.superblocks:
+            return None
+        try:
+            setting = read_ahead_setting(target, self.superblocks)
+            if self._existing is None:
+                set_read_ahead(setting, 0)
+        except (MountError, OSError) as error:
+            log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, str(error))
+            return None
+        return setting
 
     def _mount(
         self, metadata: MetadataImage, attached: Sequence[AttachedDevice], tail: Path | None, target: Path
