@@ -5,9 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from veneer.daemon.report import LayerReport, MountReport
+from veneer.daemon.report import LayerReport, MountReport, PackReport
 from veneer.daemon.request import MountInfo
 from veneer.image import Image
+from veneer.image.packs import FoundPack
 from veneer.mount.base import Choice
 from veneer.mount.state import MountRecord
 from veneer.store.attached import AttachedDevice
@@ -55,6 +56,7 @@ def mount_report(
     store: Mapping[str, int],
     kernel: Mapping[str, int],
     transport: Mapping[str, int],
+    packed: AttachedDevice | None = None,
 ) -> MountReport:
     """A mount and its counters."""
     return MountReport(
@@ -69,7 +71,7 @@ def mount_report(
             LayerReport(
                 digest=str(device.device.blob.digest),
                 size=device.size,
-                cached=0 if device.file is None else device.file.map.present_bytes,
+                cached=_cached(device),
                 spans=len(device.spans),
                 complete=device.complete,
             )
@@ -78,4 +80,22 @@ def mount_report(
         store=store,
         kernel=kernel,
         transport=transport,
+        pack=_pack_report(image.pack, packed) if image.pack else None,
     )
+
+
+def _pack_report(pack: FoundPack, packed: AttachedDevice | None) -> PackReport:
+    named = pack.named
+    return PackReport(
+        workload=named.workload,
+        origin=named.origin,
+        digest=str(named.descriptor.digest),
+        size=pack.index.device.spans.size,
+        cached=0 if packed is None else _cached(packed),
+        mapped=packed is not None,
+        complete=packed is not None and packed.complete,
+    )
+
+
+def _cached(device: AttachedDevice) -> int:
+    return 0 if device.file is None else device.file.map.present_bytes

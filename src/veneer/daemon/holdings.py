@@ -14,7 +14,10 @@ import trio
 
 from veneer.events import Notice, Reporter
 from veneer.image import Image, open_image
+from veneer.image.packs import NamedPack
 from veneer.mount.filetable import FileTable
+from veneer.mount.packed import Packed
+from veneer.oci.digest import Digest
 from veneer.settings import Settings
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore, open_store
@@ -31,6 +34,7 @@ class Holding:
         store: of its cache directory.
         attached: its devices, lowest first.
         files: its files by place.
+        packed: its pack, if there is one for the start that it is held for.
         users: mounts and other images that need it.
         unused: set when there are none any more.
         providers: other images whose devices are among ``attached``.
@@ -40,6 +44,7 @@ class Holding:
     store: SpanStore
     attached: tuple[AttachedDevice, ...]
     files: FileTable
+    packed: Packed | None = None
     users: int = 1
     unused: trio.Event = field(default_factory=trio.Event)
     providers: list["Holding"] = field(default_factory=list)
@@ -63,7 +68,7 @@ class Holdings:
         self._nursery = nursery
         self._opening = trio.Lock()
         self._stores: dict[Path, _Store] = {}
-        self._images: dict[tuple[str, SpanStore], Holding] = {}
+        self._images: dict[tuple[str, Digest | None, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
 
     @property
@@ -71,13 +76,17 @@ class Holdings:
         """All stores, by their cache directories."""
         return {os.fspath(path): one.store for path, one in self._stores.items()}
 
-    async def take(self, text: str, settings: Settings, report: Reporter) -> tuple[Holding, Mapping[str, int]]:
+    async def take(
+        self, text: str, settings: Settings, report: Reporter, pack: str | NamedPack | None = None
+    ) -> tuple[Holding, Mapping[str, int]]:
         """The image that ``text`` names, open, for one more user. Raises VeneerError.
+
+        ``pack`` says which pack to take with it, as for :func:`~veneer.image.open_image`.
 
         Returns it, and the counts of its transport without what opening it for this user took.
         """
         taken: tuple[Holding, Mapping[str, int]]
-        taken = await self._nursery.start(self._keep_image, text, settings, report)
+        taken = await self._nursery.start(self._keep_image, text, settings, report, pack)
         return taken
 
     def give_back(self, holding: Holding) -> None:
@@ -91,12 +100,13 @@ class Holdings:
         text: str,
         settings: Settings,
         report: Reporter,
+        pack: str | NamedPack | None,
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
         opened = await self._store(settings, report)
         try:
-            await self._keep_in(opened.store, text, settings, report, task_status)
+            await self._keep_in(opened.store, text, settings, report, pack, task_status)
         finally:
             opened.users -= 1
 
@@ -106,10 +116,11 @@ class Holdings:
         text: str,
         settings: Settings,
         report: Reporter,
+        pack: str | NamedPack | None,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        async with open_image(text, settings, report=report) as image:
-            key = image.name, store
+        async with open_image(text, settings, pack=pack, report=report) as image:
+            key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1
                 spent, total = image.transport_stats, holding.image.transport_stats
@@ -128,22 +139,31 @@ class Holdings:
 
     def _attach(self, image: Image, store: SpanStore) -> Holding:
         holding = Holding(image, store, (), FileTable(lambda: image.index))
-        attached = []
-        for device, source in zip(image.devices, image.sources, strict=True):
-            key = store, device.key.raw
-            known = self._devices.get(key)
-            if known is None:
-                known = self._devices[key] = _Device(store.attach(device, source), holding)
-            elif known.provider is not holding:
-                known.provider.users += 1
-                holding.providers.append(known.provider)
-            known.users += 1
-            attached.append(known.attached)
-        holding.attached = tuple(attached)
+        holding.attached = tuple(
+            self._note(holding, store.attach(device, source))
+            for device, source in zip(image.devices, image.sources, strict=True)
+        )
+        if (pack := image.pack) is not None:
+            identity = pack.named.descriptor.digest
+            holding.packed = Packed.attach(identity, pack.index, pack.source, store, holding.attached)
+            self._note(holding, holding.packed.attached)
         return holding
 
+    def _note(self, holding: Holding, attached: AttachedDevice) -> AttachedDevice:
+        """Count a user of a device that is attached, maybe since another image brought it."""
+        key = holding.store, attached.device.key.raw
+        known = self._devices.get(key)
+        if known is None:
+            known = self._devices[key] = _Device(attached, holding)
+        elif known.provider is not holding:
+            known.provider.users += 1
+            holding.providers.append(known.provider)
+        known.users += 1
+        return attached
+
     def _detach(self, holding: Holding) -> None:
-        for attached in holding.attached:
+        packs = [holding.packed.attached] if holding.packed else []
+        for attached in [*packs, *holding.attached]:
             key = holding.store, attached.device.key.raw
             device = self._devices[key]
             device.users -= 1

@@ -63,6 +63,7 @@ class Service:
 
     Attributes:
         session: the mount, once it is there.
+        packed: device of the pack that files are mapped to.
         recorder: what it has read since, if that is noted.
     """
 
@@ -79,6 +80,7 @@ class Service:
     ) -> None:
         self.session: MountSession | None = None
         self.recorder: Recorder | None = None
+        self.packed: AttachedDevice | None = None
         self.place = place
         self._image = image
         self._store = store
@@ -167,6 +169,7 @@ class Service:
             store=_since(self._store_before, self._store.stats.to_json()),
             transport=self._transport(),
             kernel=self._mounter.stats.to_json(),
+            packed=self.packed,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-__all__ = ["LayerReport", "MountReport"]
+__all__ = ["LayerReport", "MountReport", "PackReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,27 @@ class LayerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PackReport:
+    """The pack that a mount uses: how many of its ``size`` bytes are in the cache.
+
+    Args:
+        workload: what it is for.
+        origin: who names it: ``annotation`` (the image's manifest) or ``local`` (this host).
+        digest: of its index.
+        mapped: files are mapped to it; otherwise it only tells what to fetch first.
+        complete: it is there as a whole and has been proven; reads of it need no daemon.
+    """
+
+    workload: str
+    origin: str
+    digest: str
+    size: int
+    cached: int
+    mapped: bool
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MountReport:
     """One mount.
 
@@ -38,6 +59,7 @@ class MountReport:
         uptime_s: seconds since it was asked for.
         inodes: in the image.
         layers: lowest first.
+        pack: of the start that the mount was made for, if there is one.
         store: counters of the store since the mount was made; mounts of the daemon share one.
         kernel: counters of what the kernel asked of whoever serves the mount; shared in the daemon, too.
         transport: counters of HTTP, of all mounts of the image.
@@ -54,6 +76,7 @@ class MountReport:
     store: Mapping[str, int]
     kernel: Mapping[str, int]
     transport: Mapping[str, int]
+    pack: PackReport | None = None
 
     @property
     def complete(self) -> int:
@@ -67,7 +90,11 @@ class MountReport:
     @classmethod
     def from_json(cls, value: dict[str, object]) -> "MountReport":
         """Read what :meth:`to_json` wrote."""
-        layers = value["layers"]
-        if not isinstance(layers, list):
+        layers, pack = value["layers"], value.get("pack")
+        if not isinstance(layers, list) or not (pack is None or isinstance(pack, dict)):
             raise TypeError("not a mount report")
-        return cls(**value | {"layers": tuple(LayerReport(**layer) for layer in layers)})  # type: ignore[arg-type]
+        parts = {
+            "layers": tuple(LayerReport(**layer) for layer in layers),
+            "pack": None if pack is None else PackReport(**pack),
+        }
+        return cls(**value | parts)  # type: ignore[arg-type] # fields of a report

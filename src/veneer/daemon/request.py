@@ -13,6 +13,7 @@ from veneer.container.options import ContainerOptions
 from veneer.mount.state import Process
 from veneer.oci.descriptor import Platform
 from veneer.oci.reference import LayoutReference, parse_reference
+from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.settings import Settings
 
 __all__ = ["RECORDED", "ContainerRequest", "MountInfo", "MountRequest", "absolute_image"]
@@ -61,7 +62,8 @@ class MountRequest:
         writable: whether an overlay goes on top.
         upper: where what is written is kept; None for a layer that is thrown away.
         container: for the root of a container.
-        record: note what is read of it; takes the backend erofs-fanotify.
+        record: note what is read of it; takes the backend erofs-fanotify, and uses no pack.
+        workload: what it is for: whose pack is used, if there is one.
     """
 
     image: str
@@ -71,6 +73,7 @@ class MountRequest:
     upper: Path | None = None
     container: ContainerRequest | None = None
     record: bool = False
+    workload: str = DEFAULT_WORKLOAD
 
     @classmethod
     def create(
@@ -83,6 +86,7 @@ class MountRequest:
         upper: Path | None = None,
         container: ContainerRequest | None = None,
         record: bool = False,
+        workload: str = DEFAULT_WORKLOAD,
     ) -> "MountRequest":
         """A request from what a user typed in the current directory. Raises UsageError."""
         return cls(
@@ -99,6 +103,7 @@ class MountRequest:
             upper and upper.absolute(),
             container,
             record,
+            workload,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -114,6 +119,7 @@ class MountRequest:
             "upper": self.upper and os.fspath(self.upper),
             "container": self.container and self.container.to_json(),
             "record": self.record,
+            "workload": self.workload,
         }
 
     @classmethod
@@ -140,6 +146,7 @@ class MountRequest:
             Path(str(upper)) if upper else None,
             container and ContainerRequest.from_json(container),
             value.get("record") is True,
+            str(value.get("workload", DEFAULT_WORKLOAD)),
         )
 
 

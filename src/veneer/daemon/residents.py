@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from veneer.daemon.holdings import Holding, Holdings
 from veneer.daemon.one import Service, subject, write_place_bundle
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.errors import MountError, VeneerError
+from veneer.errors import IntegrityError, MountError, VeneerError
 from veneer.events import Reporter, silent
 from veneer.image import Image
+from veneer.image.packs import NamedPack
 from veneer.mount import kernel
 from veneer.mount.base import Choice
 from veneer.mount.resident import Existing, Guards, ResidentMounter
@@ -120,7 +121,7 @@ class Residents:
         """Wait until a mount comes or goes."""
         await self._changed.wait()
 
-    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: Existing) -> bool:
+    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept") -> bool:
         try:
             await self._nursery.start(
                 partial(self._live, request, choice, silent, place=place, existing=existing)
@@ -132,7 +133,7 @@ class Residents:
         return True
 
     async def _keep_restoring(
-        self, place: Place, request: MountRequest, choice: Choice, existing: Existing
+        self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept"
     ) -> None:
         while True:
             await trio.sleep(RETRY_S)
@@ -146,7 +147,7 @@ class Residents:
         report: Reporter,
         *,
         place: Place | None = None,
-        existing: Existing | None = None,
+        existing: "_Kept | None" = None,
         task_status: trio.TaskStatus[Service],
     ) -> None:
         """One mount from beginning to end. An error before it is there goes to whoever asked for it."""
@@ -157,7 +158,9 @@ class Residents:
                 place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
             holding = None
             try:
-                holding, before = await self.holdings.take(request.image, request.settings, report)
+                # What is there has to be served as it was made; what is recorded must not go to a pack.
+                pack = existing.pack if existing else None if request.record else request.workload
+                holding, before = await self.holdings.take(request.image, request.settings, report, pack)
 
                 def ready(service: Service) -> None:
                     nonlocal started
@@ -185,7 +188,7 @@ class Residents:
         place: Place,
         holding: Holding,
         before: Mapping[str, int],
-        existing: Existing | None,
+        existing: "_Kept | None",
         ready: Callable[[Service], None],
     ) -> None:
         mounter = ResidentMounter(
@@ -197,6 +200,7 @@ class Residents:
             choice=choice,
             existing=existing,
             record=request.record and existing is None,
+            packed=holding.packed,
         )
         record = place.record
         service = Service(
@@ -222,6 +226,7 @@ class Residents:
             ) as session:
                 service.session = session
                 service.recorder = mounter.recorder
+                service.packed = mounter.packed.attached if mounter.packed else None
                 if existing is None:
                     await trio.to_thread.run_sync(
                         _write_state, place, request, choice, holding.image, mounter.superblocks
@@ -245,6 +250,13 @@ class Residents:
         self._changed = trio.Event()
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept(Existing):
+    """What a record tells of a mount besides its request: which pack the kernel reads, if any."""
+
+    pack: NamedPack | None = None
+
+
 def _write_state(
     place: Place, request: MountRequest, choice: Choice, image: Image, superblocks: tuple[str, ...]
 ) -> None:
@@ -254,22 +266,23 @@ def _write_state(
         "backend": choice.backend,
         "reason": choice.reason,
         "superblocks": superblocks,
+        "pack": image.pack and image.pack.named.to_json(),
     }
     new = place.directory / f".{_STATE}"
     new.write_text(json.dumps(state))
     new.replace(place.directory / _STATE)
 
 
-def _read_state(place: Place) -> tuple[MountRequest, Choice, Existing] | None:
+def _read_state(place: Place) -> tuple[MountRequest, Choice, "_Kept"] | None:
     """What is needed to serve a mount again; None when it was never finished."""
     try:
         state = json.loads((place.directory / _STATE).read_bytes())
         return (
             MountRequest.from_json(state["request"]),
             Choice(state["backend"], state["reason"]),
-            Existing(tuple(state["superblocks"])),
+            _Kept(tuple(state["superblocks"]), NamedPack.from_json(pack) if (pack := state["pack"]) else None),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IntegrityError) as error:
         log.warning("no state of id=%s cause=%r", place.record.id, str(error))
         return None
 
