@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["SmallDisk", "small_disk"]
@@ -20,12 +20,15 @@ class SmallDisk:
         self._ballast = directory / "ballast"
 
     def fill(self) -> None:
-        """Take all but a few blocks of what is free."""
-        free = os.statvfs(self.directory)
+        """Take all but a few blocks of what is free, while others write."""
         with open(self._ballast, "ab") as file:
-            wanted = free.f_bavail * free.f_frsize - _LEFT
-            if wanted > 0:
-                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, wanted)
+            while (wanted := self._free() - _LEFT) > 0:
+                with suppress(OSError):  # somebody was faster
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, wanted)
+
+    def _free(self) -> int:
+        disk = os.statvfs(self.directory)
+        return disk.f_bavail * disk.f_frsize
 
     def relieve(self) -> None:
         """Give it back."""

@@ -22,8 +22,9 @@ _LEFT_OUT = re.compile(r"failed_reads_not_shown=")
 _LINES_SHOWN = 20
 #: What the daemon says about processes of its own that died.
 _RESTART = re.compile(r"worker ended pid=|primary died|standby died pid=|supervisors? (?:has |have )?died")
-#: The kernel asks for whole pages and reads ahead: so many of the smallest files may be in one range.
-_BESIDE = 16
+#: The kernel asks for whole pages, and reads ahead: so many small files may lie in a page before the one that
+#: is named, and so many in a range after it.
+_BEFORE, _AFTER = 8, 16
 #: An error may reach its reader a little after its cause is over.
 _AFTER_S = 1.0
 
@@ -130,7 +131,7 @@ def explain(
 
 
 def _beside(path: str, told: str, order: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a line about one file may stand for another: it names the one in which the range starts.
+    """Whether a line about one file may stand for another: it names one that lies in the range.
 
     That is the root for a range that starts before the first file of a layer.
     """
@@ -138,7 +139,7 @@ def _beside(path: str, told: str, order: Mapping[str, tuple[int, int]]) -> bool:
     if told and told not in order:
         return False
     told_layer, told_place = order[told] if told else (layer, 0)
-    return layer == told_layer and 0 <= place - told_place <= _BESIDE
+    return layer == told_layer and -_BEFORE <= place - told_place <= _AFTER
 
 
 @contextmanager
