@@ -281,6 +281,12 @@ def test_reload_is_a_new_program_with_the_same_descriptors(daemon: Daemon, run_d
     assert daemon.said.read() == '{"type": "ready"}\n'
 
 
+def test_an_end_that_is_asked_for_during_a_reload(daemon: Daemon) -> None:
+    for number in (signal.SIGSTOP, signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+        daemon.kill("supervisor", number=number)
+    assert daemon.process.wait() == 0
+
+
 # The service manager
 
 

@@ -18,12 +18,14 @@ __all__ = [
     "EXIT_ERROR",
     "descriptor_limit",
     "error_message",
+    "hold_signals",
     "ignore_signals",
     "keep_to_myself",
     "let_go_of",
     "log",
     "one_byte",
     "protect",
+    "release_signals",
     "say",
     "set_name",
     "set_oom_score_adj",
@@ -73,7 +75,18 @@ def wake_up_by_signals() -> int:
     signal.set_wakeup_fd(writer)
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
+    release_signals()
     return reader
+
+
+def hold_signals() -> None:
+    """Have signals wait, also for another program in this process, until it is ready for them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def release_signals() -> None:
+    """Undo :func:`hold_signals`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def one_byte() -> int:

@@ -66,7 +66,6 @@ class Supervisor:
         self._stopping = self._reloading = False
         #: Ticks since any worker said something.
         self._silent = 0
-        #: What the worker said before it gave up.
         self._error: Mapping[str, object] | None = None
         self._exit: int | None = None
         self._told = held.told
@@ -74,8 +73,7 @@ class Supervisor:
             pid, fd, link = held.worker
             self._worker = Worker(Process(pid, fd), socket.socket(fileno=link), ready=True)
         self._tick_s = min(held.watchdog_s / TICKS, (held.manager_watchdog_s or held.watchdog_s) / 3)
-        self._next_tick = 0.0
-        self._wake = -1
+        self._next_tick, self._wake = 0.0, -1
 
     def run(self) -> int:
         """Until there is nothing left to do; returns the exit code."""
@@ -100,7 +98,8 @@ class Supervisor:
         self._wake = myself.wake_up_by_signals()
         if self._held.succession is None:
             self._held = self._held._replace(succession=myself.one_byte())
-        self._notify(f"MAINPID={os.getpid()}")
+        # With a worker it is in the place of another primary, which may not have come so far.
+        self._notify(f"MAINPID={os.getpid()}", *([] if self._worker is None else ["READY=1"]))
 
     def _start_what_is_due(self) -> None:
         if self._standby is None and time.monotonic() >= self._standby_back_off.at:
@@ -337,7 +336,8 @@ class Supervisor:
             cause = f"the daemon's worker ended before it was ready: {in_words(status)}"
             self._tell({**error_message(cause), **(self._error or {})})
             self._exit = EXIT_ERROR
-        elif status == 0 and (self._stopping or not self._somebody_waits()):
+        elif status == 0 and (self._stopping or not select.select([self._held.listener], [], [], 0)[0]):
+            # With a client in the queue, which came too late for a worker that had nothing to do, it goes on.
             log("INFO", text)
             self._exit = 0
         elif self._reloading or status in (0, RESTART_ME):
@@ -352,19 +352,20 @@ class Supervisor:
             log("ERROR", f"{text} again_in={delay:g}")
         self._error = None
 
-    def _somebody_waits(self) -> bool:
-        """Whether a client has connected too late for a worker that had nothing to do."""
-        return bool(select.select([self._held.listener], [], [], 0)[0])
-
     def _execute_anew(self) -> None:
         """Become the program as it is installed now. The standby stays until the new one has its own."""
         self._reloading = False
+        myself.hold_signals()
+        if select.select([self._wake], [], [], 0)[0]:
+            self._signalled()
         standby = None if self._standby is None else (self._standby.process.pid, self._standby.process.fd)
-        held = self._held._replace(worker=None, standby=standby, told=self._told)
-        try:
-            held.execute([*self._program, self._run_dir])
-        except OSError as error:
-            log("ERROR", f"cannot execute {self._program[0]} cause={error.strerror!r}")
+        held = self._held._replace(standby=standby, told=self._told)
+        if not self._stopping:
+            try:
+                held.execute([*self._program, self._run_dir])
+            except OSError as error:
+                log("ERROR", f"cannot execute {self._program[0]} cause={error.strerror!r}")
+        myself.release_signals()
 
     def _tell(self, message: Mapping[str, object]) -> None:
         """Say how the start went, once, to whoever started the daemon."""
