@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.parser import Parser
-from veneer.cli.render import path_json, table
+from veneer.cli.render import path_json, printable, table
 
 if TYPE_CHECKING:
     from veneer.image.files import FileEntry
@@ -55,9 +55,8 @@ def run(invocation: Invocation, args: Arguments) -> int:
 
 
 def _name(entry: "FileEntry") -> str:
-    """The path from the root, with what would confuse a terminal escaped."""
-    path = (b"/" + entry.path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    """The path from the root."""
+    return printable((b"/" + entry.path).decode(errors="backslashreplace"))
 
 
 def _row(entry: "FileEntry") -> tuple[str, ...]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "status": "Show what is mounted and what has been fetched.",
     "daemon": "Start, stop or restart what serves mounts.",
     "run": "Run a command in a container on a lazily mounted image.",
+    "profile": "Learn what a start reads, so that it can be there before it is asked for.",
     "bundle": "Write the OCI runtime bundle of an image.",
     "verify": "Check every byte of an image against its index, digests and diffIDs.",
     "index": "Look into the index of an image.",

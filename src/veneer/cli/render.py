@@ -17,7 +17,7 @@ from veneer.events import Event, Notice, Progress, Reporter, silent
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Output", "path_json", "size_text", "table"]
+__all__ = ["Output", "path_json", "printable", "size_text", "table"]
 
 #: Without a terminal, progress is a line at most this often, so that logs stay readable.
 PLAIN_INTERVAL_S = 10.0
@@ -41,6 +41,11 @@ def path_json(path: bytes) -> dict[str, str]:
         import base64
 
         return {"path": path.decode(errors="replace"), "path_b64": base64.b64encode(path).decode()}
+
+
+def printable(text: str) -> str:
+    """Text with what would confuse a terminal escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,8 @@ __all__ = ["PAGE", "Recorder"]
 
 #: What the kernel reads at least, and what ranges are aligned to but at the end of a device.
 PAGE = 4096
+#: Pages that are looked after together: what nothing is read of takes no memory.
+_GROUP = 256
 
 
 class Recorder:
@@ -34,8 +36,8 @@ class Recorder:
         self._most = most
         self._numbers: dict[Digest, int] = {}
         self._sizes: list[int] = []
-        #: One byte a page. Zeros that are not written to take no memory: it is allocated as that.
-        self._seen: list[bytearray] = []
+        #: By device and group: one byte a page that says whether it was read.
+        self._seen: dict[tuple[int, int], bytearray] = {}
         # By use: device, its first page and the one after the last, and seconds.
         self._device, self._start, self._end = array("i"), array("q"), array("q")
         self._first, self._wait = array("d"), array("d")
@@ -60,24 +62,23 @@ class Recorder:
         if device is None:
             device = self._numbers[layer] = len(self._sizes)
             self._sizes.append(size)
-            self._seen.append(bytearray(-(-size // PAGE)))
-        seen = self._seen[device]
         # Two layers of one diffID have one size, or else one of them is a lie that is found out in time.
-        end = min(len(seen), -(-(offset + length) // PAGE))
-        page = seen.find(0, offset // PAGE, end)
-        if page < 0:
-            return None
-        if len(self) >= self._most:
-            self.lost += 1
-            return None
-        use = None
-        while page >= 0:
-            stop = seen.find(1, page, end)
-            stop = end if stop < 0 else stop
-            seen[page:stop] = b"\x01" * (stop - page)
-            added = self._add(device, page, stop, at)
+        end = min(offset + length, self._sizes[device])
+        use, full = None, False
+        for page in range(offset // PAGE, -(-end // PAGE)):
+            group, place = divmod(page, _GROUP)
+            seen = self._seen.get((device, group))
+            if seen is not None and seen[place]:
+                continue
+            added = self._add(device, page, at)
+            if added is None:
+                full = True
+                break
             use = added if use is None else use
-            page = seen.find(0, stop, end)
+            if seen is None:
+                seen = self._seen[device, group] = bytearray(_GROUP)
+            seen[place] = 1
+        self.lost += full
         return use
 
     def waited(self, use: int, seconds: float) -> None:
@@ -95,19 +96,22 @@ class Recorder:
             uses.append(Use(layers[device], offset, length, _ms(self._first[use]), _ms(self._wait[use])))
         return Profile(workload, image, command, 1, tuple(uses))
 
-    def _add(self, device: int, start: int, end: int, at: float) -> int:
+    def _add(self, device: int, page: int, at: float) -> int | None:
+        """Make a page part of the last use, or a use of its own; None when there is no room for that."""
         last = len(self) - 1
         if (
             last >= 0
             and self._device[last] == device
-            and self._end[last] == start
-            and (end - self._start[last]) * PAGE <= MAX_RUN
+            and self._end[last] == page
+            and (page + 1 - self._start[last]) * PAGE <= MAX_RUN
         ):
-            self._end[last] = end
+            self._end[last] = page + 1
             return last
+        if len(self) >= self._most:
+            return None
         self._device.append(device)
-        self._start.append(start)
-        self._end.append(end)
+        self._start.append(page)
+        self._end.append(page + 1)
         self._first.append(max(0.0, at - self._began))
         self._wait.append(0.0)
         return last + 1
