@@ -1,10 +1,13 @@
 """``veneer convert``: make an image lazily loadable."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 from veneer.cli.command import Command, CommonArguments, Invocation
-from veneer.cli.parser import Parser
+from veneer.cli.parser import Parser, existing_file
 from veneer.cli.render import size_text
+from veneer.errors import UsageError
 
 __all__ = ["COMMAND"]
 
@@ -15,6 +18,7 @@ class Arguments(CommonArguments):
     source: str
     destination: str
     devices: str
+    profile: Sequence[Path]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,6 +32,15 @@ def add_arguments(parser: Parser) -> None:
         help="What becomes of device nodes when the image is mounted. [default: %(default)s]",
     )
 
+    parser.add_argument(
+        "--profile",
+        type=existing_file,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Add a pack of what this profile says that a start reads; may be repeated.",
+    )
+
 
 def run(invocation: Invocation, args: Arguments) -> int:
     """Make a lazily loadable copy of the image SOURCE and push it as DESTINATION.
@@ -36,9 +49,14 @@ def run(invocation: Invocation, args: Arguments) -> int:
     --platform names one. An interrupted conversion goes on where it was when it is run again.
     """
     from veneer.convert.convert import convert
+    from veneer.image.profiles import read_profile
 
     settings = invocation.settings
     chosen = args.platform or os.environ.get("VENEER_PLATFORM")
+    try:
+        profiles = [read_profile(path) for path in args.profile]
+    except OSError as error:
+        raise UsageError(f"cannot read the profile {error.filename}: {error.strerror}") from error
     with invocation.output.reporting() as report:
         result = invocation.run(
             lambda: convert(
@@ -46,6 +64,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
                 args.destination,
                 settings,
                 devices=args.devices,
+                profiles=profiles,
                 platform=settings.platform if chosen else None,
                 report=report,
             )
@@ -60,6 +79,10 @@ def run(invocation: Invocation, args: Arguments) -> int:
             f"{image.platform}: {len(image.layers)} layers, {size_text(after)} in {spans} spans ({how}), "
             f"index {size_text(image.index.size)}"
         )
+        lines += [
+            f"  pack of {pack.workload}: {size_text(pack.size)} in {size_text(pack.stored_size)}"
+            for pack in image.packs
+        ]
         lines += [f"  left out of the index: {count} x {what}" for what, count in image.dropped.items()]
     lines.append(result.destination)
     invocation.output.result(result.to_json(), "\n".join(lines))

@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "Run a command in a container on a lazily mounted image.",
     "profile": "Learn what a start reads, so that it can be there before it is asked for.",
     "bundle": "Write the OCI runtime bundle of an image.",
+    "pack": "Make a pack of an image for this host: what a start reads, in one piece.",
     "verify": "Check every byte of an image against its index, digests and diffIDs.",
     "index": "Look into the index of an image.",
     "cache": "Look after the local cache.",

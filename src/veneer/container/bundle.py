@@ -1,6 +1,5 @@
 """The bundle of an image: what its config and the user say, the user looked up in the image's own files."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from veneer.container.users import ContainerUser, find_user
 from veneer.errors import NotFound, UsageError
 from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
-from veneer.image.files import read_file
+from veneer.image.files import ACCOUNT_FILES, read_file
+from veneer.mount.packed import Packed
 from veneer.settings import Settings
 from veneer.source.tasks import run_all
 from veneer.store.spanstore import SpanStore, open_store
@@ -19,16 +19,17 @@ __all__ = ["image_user", "write_image_bundle"]
 
 #: Account files beyond this are no account files.
 MAX_ACCOUNT_FILE = 4 << 20
-_ACCOUNTS: Sequence[bytes] = (b"etc/passwd", b"etc/group")
 
 
-async def image_user(image: Image, store: SpanStore, options: ContainerOptions) -> ContainerUser:
+async def image_user(
+    image: Image, store: SpanStore, options: ContainerOptions, packed: Packed | None = None
+) -> ContainerUser:
     """Who the container's process is. Raises UsageError when the image does not know the user."""
 
     async def account_file(path: bytes) -> bytes:
         data = bytearray()
         try:
-            async for piece in read_file(image, store, path):
+            async for piece in read_file(image, store, path, packed):
                 data += piece
                 if len(data) > MAX_ACCOUNT_FILE:
                     raise UsageError(
@@ -38,7 +39,7 @@ async def image_user(image: Image, store: SpanStore, options: ContainerOptions) 
             return b""
         return bytes(data)
 
-    passwd, group = await run_all([partial(account_file, path) for path in _ACCOUNTS])
+    passwd, group = await run_all([partial(account_file, path) for path in ACCOUNT_FILES])
     return find_user(options.user or image.config.user, passwd, group)
 
 

@@ -7,11 +7,13 @@ even by kill -9, is continued layer by layer (:mod:`veneer.convert.work`).
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import trio
 
 from veneer.convert.image import ImageConverter, NewImage
+from veneer.convert.packing import Packer
 from veneer.convert.push import Pusher
 from veneer.convert.result import ConvertResult
 from veneer.convert.work import WorkDirectory
@@ -24,6 +26,7 @@ from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.manifest import Index, Manifest, build_index, parse_manifest
 from veneer.oci.mediatypes import INDEXES, MANIFESTS, OCI_INDEX
 from veneer.oci.reference import LayoutReference, parse_reference
+from veneer.prefetch.profile import Profile
 from veneer.settings import Settings
 from veneer.source.base import Repository
 from veneer.source.layout import OCILayout
@@ -40,6 +43,7 @@ async def convert(
     settings: Settings,
     *,
     devices: str = "drop",
+    profiles: Sequence[Profile] = (),
     platform: Platform | None = None,
     cores: int | None = None,
     report: Reporter = silent,
@@ -51,12 +55,13 @@ async def convert(
         destination_text: reference of the result; its tag is pushed last.
         settings: where work is kept, and how registries are spoken to.
         devices: ``keep`` to have device nodes in the index; the layers have them either way.
+        profiles: what to make packs of.
         platform: convert only this one of a multi-platform image; None converts all of them.
         cores: how many to compress on; None takes all that this process may use.
         report: told of progress and of what is left out.
 
     Raises:
-        UsageError: a reference is malformed, or the destination has a digest.
+        UsageError: a reference is malformed, the destination has a digest, or a profile is of another image.
         UnsupportedFormat: not an image, or one with layers that cannot be read.
         IntegrityError: a blob, its compression, its tar or its diffID is wrong.
     """
@@ -74,6 +79,7 @@ async def convert(
         origin = open_repository(source, settings, transport)
         target = _open_destination(destination, settings, transport)
         pusher = Pusher(origin, target, work_directory, report)
+        packer = Packer(pusher, settings, profiles, work_directory, report)
         converter = ImageConverter(
             pusher,
             work,
@@ -81,11 +87,12 @@ async def convert(
             transport.stats,
             cores=cores or len(os.sched_getaffinity(0)),
             devices=devices,
+            packer=packer,
             report=report,
         )
         pushed = False
         try:
-            conversion = _Conversion(source, origin, converter, pusher, settings, report)
+            conversion = _Conversion(source, origin, converter, pusher, packer, settings, report)
             top = await conversion.run(platform, destination.tag)
             pushed = True
         finally:
@@ -116,6 +123,7 @@ class _Conversion:
         origin: Repository,
         converter: ImageConverter,
         pusher: Pusher,
+        packer: Packer,
         settings: Settings,
         report: Reporter,
     ) -> None:
@@ -123,6 +131,7 @@ class _Conversion:
         self._contents = Contents(origin, settings.cache_dir / "blobs")
         self._converter = converter
         self._pusher = pusher
+        self._packer = packer
         self._report = report
         self.images: list[NewImage] = []
 
@@ -139,6 +148,7 @@ class _Conversion:
                 break
             document = await self._entry(document.select(platform, str(self._source)))
         data, media_type, _ = await self._convert(document, MAX_NESTING)
+        self._packer.check()
         return await self._pusher.manifest(data, media_type, tag)
 
     async def _convert(self, document: Manifest | Index, depth: int) -> tuple[bytes, str, Descriptor]:

@@ -12,6 +12,7 @@ from functools import partial
 import trio
 
 from veneer.convert.layer import Capacity, LayerTask, convert_layer
+from veneer.convert.packing import PackedImage, Packer
 from veneer.convert.push import Pusher
 from veneer.convert.result import ConvertedImage, ConvertedLayer
 from veneer.convert.work import Job, StoredLayer, WorkDirectory
@@ -20,6 +21,7 @@ from veneer.events import Notice, Reporter
 from veneer.formats.native import ANNOTATION_HEADER
 from veneer.image.image import Image
 from veneer.image.open import ResolvedImage, load_config, load_image
+from veneer.index.merge import merge
 from veneer.index.model import MetadataPolicy
 from veneer.index.wire import header_length, pack_index
 from veneer.oci.canonical import canonical_json
@@ -27,8 +29,16 @@ from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import build_manifest
-from veneer.oci.mediatypes import ANNOTATION_INDEX, OCI_CONFIG, OCI_LAYER_ZSTD, OCI_MANIFEST, VENEER_INDEX
+from veneer.oci.mediatypes import (
+    ANNOTATION_INDEX,
+    ANNOTATION_PACK,
+    OCI_CONFIG,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+    VENEER_INDEX,
+)
 from veneer.settings import Settings
+from veneer.source.layout_file import FileBlob
 from veneer.source.tasks import run_all
 from veneer.transport import TransportStats
 
@@ -55,6 +65,7 @@ class ImageConverter:
     Args:
         work: where unfinished work is kept.
         devices: what becomes of device nodes in the index: ``drop`` or ``keep``.
+        packer: makes and copies packs.
 
     ``finish`` must be called at the end, with whether everything was pushed.
     """
@@ -68,9 +79,11 @@ class ImageConverter:
         *,
         cores: int,
         devices: str,
+        packer: Packer,
         report: Reporter,
     ) -> None:
         self._pusher = pusher
+        self._packer = packer
         self._work = work
         self._settings = settings
         self._stats = stats
@@ -123,10 +136,16 @@ class ImageConverter:
             Descriptor(OCI_LAYER_ZSTD, new.blob.digest, new.blob.size, _kept(old.annotations))
             for old, new in zip(manifest.layers, stored, strict=True)
         ]
-        annotations = {**manifest.annotations, ANNOTATION_INDEX: canonical_json(index.to_json()).decode()}
+        sources = [FileBlob(layer.path, f"layer {layer.blob.digest}", layer.blob.size) for layer in stored]
+        indexes = [layer.index for layer in stored]
+        devices = [index.device for index in indexes]
+        packed = await self._packer.pack(resolved, devices, partial(merge, indexes, policy), sources)
+        annotations = _with_packs(manifest.annotations, packed)
+        annotations[ANNOTATION_INDEX] = canonical_json(index.to_json()).decode()
         raw = build_manifest(new_config, new_layers, annotations=annotations, subject=manifest.subject)
         descriptor = Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw))
-        await self._pusher.artifact(index, descriptor)
+        await self._pusher.artifact([index], descriptor)
+        await self._packer.refer(packed, descriptor)
         for what, count in policy.dropped.items():
             self._report(Notice(f"left out of the index: {count} x {what}"))
         layers = tuple(
@@ -134,7 +153,14 @@ class ImageConverter:
             for old, new in zip(manifest.layers, stored, strict=True)
         )
         converted = ConvertedImage(
-            config.platform, manifest.digest, descriptor.digest, index, layers, policy.dropped, copied=False
+            config.platform,
+            manifest.digest,
+            descriptor.digest,
+            index,
+            layers,
+            policy.dropped,
+            copied=False,
+            packs=packed.packs,
         )
         return NewImage(raw, descriptor, converted)
 
@@ -159,7 +185,20 @@ class ImageConverter:
         manifest, index = resolved.manifest, image.index_descriptor
         blobs = {layer.digest: layer for layer in (*manifest.layers, manifest.config, index)}
         await run_all([partial(self._pusher.copy, blob) for blob in blobs.values()], at_once=LAYERS_AT_ONCE)
-        await self._pusher.artifact(index, manifest.descriptor)
+        packed = await self._packer.pack(resolved, image.devices, lambda: image.index, image.sources)
+        raw, descriptor = manifest.raw, manifest.descriptor
+        if packed.new:
+            raw = build_manifest(
+                manifest.config,
+                manifest.layers,
+                annotations=_with_packs(manifest.annotations, packed),
+                subject=manifest.subject,
+                artifact_type=manifest.artifact_type,
+                media_type=manifest.media_type,
+            )
+            descriptor = Descriptor(manifest.media_type, Digest.of(raw), len(raw))
+        await self._pusher.artifact([index], descriptor)
+        await self._packer.refer(packed, descriptor)
         layers = tuple(
             ConvertedLayer(layer, layer, note.size or 0, note.spans, reused=False)
             for layer, note in zip(manifest.layers, image.layers, strict=True)
@@ -167,13 +206,20 @@ class ImageConverter:
         converted = ConvertedImage(
             image.config.platform,
             manifest.digest,
-            manifest.digest,
+            descriptor.digest,
             index,
             layers,
             image.policy.dropped,
             copied=True,
+            packs=packed.packs,
         )
-        return NewImage(manifest.raw, manifest.descriptor, converted)
+        return NewImage(raw, descriptor, converted)
+
+
+def _with_packs(annotations: Mapping[str, str], packed: PackedImage) -> dict[str, str]:
+    """Annotations that name these packs and no others."""
+    others = {key: value for key, value in annotations.items() if key != ANNOTATION_PACK}
+    return others | ({ANNOTATION_PACK: packed.annotation} if packed.annotation else {})
 
 
 def _kept(annotations: Mapping[str, str]) -> dict[str, str]:

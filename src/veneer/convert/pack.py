@@ -14,9 +14,10 @@ from itertools import accumulate
 import trio
 
 from veneer.convert.frames import Frame, compress
-from veneer.errors import UsageError
+from veneer.errors import NotFound, UsageError
 from veneer.image import Image
-from veneer.index.model import Codec, Device, SpanTable
+from veneer.image.files import ACCOUNT_FILES, find
+from veneer.index.model import Codec, Device, ImageIndex, SpanTable
 from veneer.index.wire_spans import encode_spans
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -28,7 +29,7 @@ from veneer.source.tasks import run_all
 from veneer.store.fetch import Priority
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
-__all__ = ["LEVEL", "BuiltPack", "build_pack"]
+__all__ = ["LEVEL", "BuiltPack", "build_pack", "pack_tree"]
 
 #: A pack is made once and fetched at every first start; 9 MB take three seconds of one core.
 LEVEL = 19
@@ -36,6 +37,8 @@ LEVEL = 19
 _FIRST_SPAN, _LAST_SPAN, _GROWTH = 256 << 10, 1 << 20, 4
 #: Frames that are compressed at a time.
 _CORES = 2
+#: Of a file of accounts; longer ones are none.
+_MOST_ACCOUNTS = 64 << 10
 #: How far ahead ranges are asked for while a pack is put together.
 _AHEAD = 64
 
@@ -88,12 +91,24 @@ async def build_pack(
         UsageError: the profile touches no file of the image.
         VeneerError: as reading does.
     """
-    index = await image.load()
-    ranges = [Range(use.layer, use.offset, use.length) for use in profile.uses]
+    return await pack_tree(await image.load(), image.name, store, attached, profile, level=level)
+
+
+async def pack_tree(
+    index: ImageIndex,
+    name: str,
+    store: SpanStore,
+    attached: Sequence[AttachedDevice],
+    profile: Profile,
+    *,
+    level: int = LEVEL,
+) -> BuiltPack:
+    """The same for a tree; ``name`` names the image in errors."""
+    ranges = [*_accounts(index), *(Range(use.layer, use.offset, use.length) for use in profile.uses)]
     hot = await trio.to_thread.run_sync(hot_ranges, index, ranges, MAX_PACK_SIZE)
-    if not hot:
+    if not hot or not profile.restricted(device.diff_id for device in index.devices).uses:
         raise UsageError(
-            f"the profile of the workload {profile.workload!r} touches no file of {image.name}",
+            f"the profile of the workload {profile.workload!r} touches no file of {name}",
             hint="it may be of another image; record one: veneer profile record IMAGE",
         )
     plain = await _gather(hot, store, {one.device.diff_id: one for one in attached})
@@ -103,6 +118,17 @@ async def build_pack(
     content = PackIndex(_device(plain, frames), _places(hot))
     data = b"".join(frame.stored for frame in frames)
     return BuiltPack(profile.workload, encode_pack_index(content), data, content)
+
+
+def _accounts(index: ImageIndex) -> Iterator[Range]:
+    """What is read before the container begins, and so is in no profile."""
+    for path in ACCOUNT_FILES:
+        try:
+            node = find(index, path, "the image")
+        except NotFound:
+            continue
+        for extent in index.extents(node):
+            yield Range(index.devices[extent.device].diff_id, extent.offset, min(extent.length, _MOST_ACCOUNTS))
 
 
 async def _gather(hot: Sequence[Range], store: SpanStore, devices: dict[Digest, AttachedDevice]) -> bytes:

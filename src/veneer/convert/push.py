@@ -6,6 +6,7 @@ the next attempt or for the registry's garbage collection.
 
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -71,21 +72,25 @@ class Pusher:
                 )
             await self.file(descriptor, path)
 
-    async def artifact(self, index: Descriptor, subject: Descriptor) -> None:
-        """Push the small manifest that makes the index a referrer of the image.
+    async def artifact(
+        self, blobs: Sequence[Descriptor], subject: Descriptor, artifact_type: str = VENEER_INDEX_ARTIFACT
+    ) -> None:
+        """Push the small manifest that makes blobs, such as the index, referrers of the image.
 
-        A registry that refuses it costs nothing but garbage collection's knowledge of the index, since the
-        image's annotation names the index as well.
+        A registry that refuses it costs nothing but garbage collection's knowledge of the blobs, since the
+        image's annotations name them as well.
         """
         config = Descriptor(EMPTY_JSON, Digest.of(_EMPTY), len(_EMPTY))
-        data = build_manifest(config, [index], subject=subject, artifact_type=VENEER_INDEX_ARTIFACT)
+        data = build_manifest(config, blobs, subject=subject, artifact_type=artifact_type)
         try:
             await self.data(config, _EMPTY)
             await self._destination.push_manifest(data, OCI_MANIFEST)
         except RegistryError as error:
             if error.status not in _REFUSALS:
                 raise
-            self._report(Notice(f"{self._destination.name} takes no artifact for the index: {error.message}"))
+            self._report(
+                Notice(f"{self._destination.name} takes no artifact of type {artifact_type}: {error.message}")
+            )
 
     async def manifest(self, data: bytes, media_type: str, tag: str = "") -> Descriptor:
         """Push a manifest or index, under ``tag`` if one is given."""

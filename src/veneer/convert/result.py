@@ -1,12 +1,12 @@
 """What a conversion did, for people and programs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.digest import Digest
 
-__all__ = ["ConvertResult", "ConvertedImage", "ConvertedLayer"]
+__all__ = ["ConvertResult", "ConvertedImage", "ConvertedLayer", "ConvertedPack"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,15 @@ class ConvertedLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvertedPack:
+    """A pack of the result: ``size`` plain bytes, stored in ``stored_size``."""
+
+    workload: str
+    size: int
+    stored_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConvertedImage:
     """The image of one platform.
 
@@ -47,6 +56,7 @@ class ConvertedImage:
         index: descriptor of the index blob.
         dropped: metadata that the index does not hold -> how many. The layers hold all of it.
         copied: it was lazily loadable already and has been copied as it was.
+        packs: what it has for starts.
     """
 
     platform: Platform
@@ -56,6 +66,7 @@ class ConvertedImage:
     layers: tuple[ConvertedLayer, ...]
     dropped: Mapping[str, int]
     copied: bool
+    packs: tuple[ConvertedPack, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As ``veneer convert --json`` shows it."""
@@ -67,6 +78,7 @@ class ConvertedImage:
             "layers": [layer.to_json() for layer in self.layers],
             "dropped": dict(self.dropped),
             "copied": self.copied,
+            "packs": [asdict(pack) for pack in self.packs],
         }
 
 

@@ -214,7 +214,9 @@ class Residents:
         )
         async with open_nursery() as nursery:
             if existing is None:
-                nursery.start_soon(write_place_bundle, request, place, holding.image, holding.store)
+                nursery.start_soon(
+                    write_place_bundle, request, place, holding.image, holding.store, holding.packed
+                )
                 await trio.to_thread.run_sync(_write_state, place, request, choice, holding.image, ())
             async with mounted(
                 mounter,

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from veneer.errors import NotFound, UsageError
 from veneer.image.image import Image
 from veneer.index.model import ImageIndex
+from veneer.mount.packed import Packed
 from veneer.store.spanstore import SpanStore
 
-__all__ = ["MAX_SYMLINKS", "FileEntry", "find", "list_path", "read_file"]
+__all__ = ["ACCOUNT_FILES", "MAX_SYMLINKS", "FileEntry", "find", "list_path", "read_file"]
 
 #: Symlinks on one path, as in Linux.
 MAX_SYMLINKS = 40
+#: What is read of an image before every container: who its users and groups are.
+ACCOUNT_FILES = (b"etc/passwd", b"etc/group")
 #: A file is read in pieces of this size, with this much asked for ahead.
 _PIECE, _AHEAD = 1 << 20, 8 << 20
 
@@ -114,8 +117,12 @@ def list_path(index: ImageIndex, path: bytes, what: str, *, recursive: bool = Fa
         pending += reversed(below)
 
 
-async def read_file(image: Image, store: SpanStore, path: bytes) -> AsyncGenerator[bytes, None]:
+async def read_file(
+    image: Image, store: SpanStore, path: bytes, packed: Packed | None = None
+) -> AsyncGenerator[bytes, None]:
     """The content of the regular file at ``path``, in pieces; holes are zeros.
+
+    What ``packed`` has of it is read there.
 
     Raises:
         NotFound: there is no such file.
@@ -131,9 +138,14 @@ async def read_file(image: Image, store: SpanStore, path: bytes) -> AsyncGenerat
     for extent in index.extents(node):
         for zeros in _zeros(extent.file_offset - position):
             yield zeros
-        attached = store.attach(image.devices[extent.device], image.sources[extent.device])
-        end = extent.offset + extent.length
-        for offset in range(extent.offset, end, _PIECE):
+        device, start = image.devices[extent.device], extent.offset
+        at = None if packed is None else packed.index.find(device.diff_id, start, extent.length)
+        if packed is not None and at is not None:
+            attached, start = packed.attached, at
+        else:
+            attached = store.attach(device, image.sources[extent.device])
+        end = start + extent.length
+        for offset in range(start, end, _PIECE):
             length = min(_PIECE, end - offset)
             window = (offset, min(end, offset + _AHEAD))
             yield await store.read(attached, offset, length, window=window)

@@ -12,6 +12,7 @@ Not here: whom a pack is believed (:mod:`veneer.image.packs`), and what mounts m
 """
 
 import struct
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,16 @@ class PackIndex:
     def layers(self) -> frozenset[Digest]:
         """The diffIDs of the layers whose bytes it has."""
         return frozenset(place.layer for place in self.places)
+
+    def find(self, layer: Digest, offset: int, length: int) -> int | None:
+        """Where the pack has a range of a layer, if it has all of it in one place."""
+        before = bisect_right(self.places, (layer, offset), key=lambda place: (place.layer, place.offset)) - 1
+        if before < 0:
+            return None
+        place = self.places[before]
+        if place.layer != layer or offset + length > place.offset + place.length:
+            return None
+        return place.at + offset - place.offset
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:

@@ -33,7 +33,7 @@ class Range(NamedTuple):
 
 def chunk_size(size: int) -> int:
     """The chunks that a file of ``size`` bytes is cut into, in bytes: a power of two."""
-    return max(_PAGE, 1 << (max(size, 1) - 1).bit_length() - (_MOST_CHUNKS.bit_length() - 1))
+    return max(_PAGE, (1 << (max(size, 1) - 1).bit_length()) // _MOST_CHUNKS)
 
 
 class _Files:

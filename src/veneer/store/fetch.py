@@ -215,8 +215,12 @@ class FetchQueue:
         else:
             return deque()
         link = self.link
-        # Bulk has cut its ranges itself.
-        nobody_waits = {Priority.COMPLETION: link.background_limit, Priority.BULK: link.bulk_limit}
+        # Bulk has cut its ranges itself. A profile is in the order of use: a reader finds its span on the way.
+        nobody_waits = {
+            Priority.PROFILE: link.background_limit,
+            Priority.COMPLETION: link.background_limit,
+            Priority.BULK: link.bulk_limit,
+        }
         limit = nobody_waits.get(priority, link.range_limit)
         first, last = self._extend(number, limit, link.gap_limit)
         if priority is Priority.DEMAND:

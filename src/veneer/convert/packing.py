@@ -1,0 +1,158 @@
+"""Packs on their way into a destination: those that the source has, and new ones for profiles.
+
+Places of packs name layers by diffID, which a conversion keeps: packs of the source stay true, and are copied.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import trio
+
+from veneer.convert.pack import BuiltPack, pack_tree
+from veneer.convert.push import Pusher
+from veneer.convert.result import ConvertedPack
+from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, UsageError
+from veneer.events import Notice, Reporter
+from veneer.image.open import ResolvedImage
+from veneer.image.packs import NamedPack, annotated_packs, open_pack, packs_annotation
+from veneer.index.model import Device, ImageIndex
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.mediatypes import VENEER_PACK_ARTIFACT
+from veneer.prefetch.profile import Profile, merge_profiles
+from veneer.settings import Settings
+from veneer.source.base import BlobSource
+from veneer.store.spanstore import open_store
+
+__all__ = ["PackedImage", "Packer"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """The packs of one image in the destination.
+
+    Args:
+        annotation: names them in the manifest; "" without any.
+        packs: what they are.
+        blobs: descriptors of each pack's index and data.
+        new: whether any of them is new.
+    """
+
+    annotation: str
+    packs: tuple[ConvertedPack, ...]
+    blobs: tuple[tuple[Descriptor, Descriptor], ...]
+    new: bool
+
+
+class Packer:
+    """Makes and copies packs for the images of one conversion.
+
+    Args:
+        profiles: what to make packs of; several of one workload are merged.
+        directory: for what is read on the way.
+    """
+
+    def __init__(
+        self,
+        pusher: Pusher,
+        settings: Settings,
+        profiles: Sequence[Profile],
+        directory: Path,
+        report: Reporter,
+    ) -> None:
+        workloads = dict.fromkeys(profile.workload for profile in profiles)
+        self._profiles = [
+            merge_profiles([profile for profile in profiles if profile.workload == workload])
+            for workload in workloads
+        ]
+        self._unused = set(workloads)
+        self._pusher = pusher
+        self._settings = settings
+        self._directory = directory
+        self._report = report
+
+    def check(self) -> None:
+        """Raise UsageError when a profile was of no image."""
+        if self._unused:
+            raise UsageError(
+                f"the profile of the workload {min(self._unused)!r} is about none of the layers",
+                hint="it may be of another image, or of another version of it: record it again",
+            )
+
+    async def pack(
+        self,
+        resolved: ResolvedImage,
+        devices: Sequence[Device],
+        tree: Callable[[], ImageIndex],
+        sources: Sequence[BlobSource],
+    ) -> PackedImage:
+        """Put the packs of an image into the destination.
+
+        Args:
+            resolved: the image in the source.
+            devices: of its layers in the destination.
+            tree: gives what is on them; blocks, and is called only if need be.
+            sources: their blobs.
+        """
+        layers = {device.diff_id for device in devices}
+        profiles = [profile for profile in self._profiles if profile.restricted(layers).uses]
+        built: list[BuiltPack] = []
+        if profiles:
+            index = await trio.to_thread.run_sync(tree)
+            built = await self._build(resolved.name, index, sources, profiles)
+            self._unused -= {profile.workload for profile in profiles}
+        packs: dict[str, tuple[ConvertedPack, Descriptor, Descriptor]] = {}
+        for named, blob, size in await self._copy(resolved, {pack.workload for pack in built}):
+            packs[named.workload] = ConvertedPack(named.workload, size, blob.size), named.descriptor, blob
+        for pack in built:
+            await self._pusher.data(pack.descriptor, pack.index)
+            await self._pusher.data(pack.blob, pack.data)
+            converted = ConvertedPack(pack.workload, pack.content.device.spans.size, pack.blob.size)
+            packs[pack.workload] = converted, pack.descriptor, pack.blob
+        names = [NamedPack(workload, "annotation", one[1]) for workload, one in sorted(packs.items())]
+        return PackedImage(
+            packs_annotation(names) if names else "",
+            tuple(one for one, _, _ in packs.values()),
+            tuple((index, blob) for _, index, blob in packs.values()),
+            bool(built),
+        )
+
+    async def refer(self, packed: PackedImage, manifest: Descriptor) -> None:
+        """Make the packs known as referrers of the image, for registries that collect garbage."""
+        for blobs in packed.blobs:
+            await self._pusher.artifact(blobs, manifest, VENEER_PACK_ARTIFACT)
+
+    async def _build(
+        self, name: str, index: ImageIndex, sources: Sequence[BlobSource], profiles: Sequence[Profile]
+    ) -> list[BuiltPack]:
+        packs: list[BuiltPack] = []
+        await trio.to_thread.run_sync(lambda: self._directory.mkdir(parents=True, exist_ok=True))
+        with tempfile.TemporaryDirectory(prefix="pack-", dir=self._directory) as directory:
+            # Not the usual cache: what is read here is of no use to mounts on this machine.
+            settings = replace(self._settings, cache_dir=Path(directory))
+            async with open_store(settings) as store:
+                pairs = zip(index.devices, sources, strict=True)
+                attached = [store.attach(device, source) for device, source in pairs]
+                packs += [await pack_tree(index, name, store, attached, profile) for profile in profiles]
+        return packs
+
+    async def _copy(self, resolved: ResolvedImage, but: set[str]) -> list[tuple[NamedPack, Descriptor, int]]:
+        """Copy the packs of the source, other than those of some workloads. What is wrong is left out."""
+        copied: list[tuple[NamedPack, Descriptor, int]] = []
+        try:
+            named = [pack for pack in annotated_packs(resolved.manifest) if pack.workload not in but]
+        except IntegrityError as error:
+            self._report(Notice(f"left out the packs of the source: {error.message}"))
+            return copied
+        for pack in named:
+            try:
+                found = await open_pack(resolved.contents, resolved.manifest, self._settings.cache_dir, pack)
+                blob = found.index.device.blob
+                await self._pusher.copy(pack.descriptor)
+                await self._pusher.copy(blob)
+            except (NotFound, IntegrityError, UnsupportedFormat) as error:
+                self._report(Notice(f"left out the pack of the workload {pack.workload!r}: {error.message}"))
+            else:
+                copied.append((pack, blob, found.index.device.spans.size))
+        return copied
