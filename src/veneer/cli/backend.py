@@ -1,11 +1,14 @@
-"""The option that says how an image is mounted."""
+"""The options that say how an image is mounted."""
 
 from dataclasses import replace
 
 from veneer.cli.parser import Parser
 from veneer.settings import BACKENDS, Settings
 
-__all__ = ["add_backend_argument", "with_backend"]
+__all__ = ["DEFAULT_WORKLOAD", "add_backend_argument", "add_workload_argument", "with_backend"]
+
+#: As in :mod:`veneer.prefetch.profile`, which is not imported for help.
+DEFAULT_WORKLOAD = "default"
 
 
 def add_backend_argument(parser: Parser) -> None:
@@ -16,6 +19,16 @@ def add_backend_argument(parser: Parser) -> None:
         metavar="NAME",
         help="How to mount: fuse, erofs-fuse (root, Linux 6.12), erofs-fanotify (root, Linux 6.14, fastest), "
         "or auto, the best that works.",
+    )
+
+
+def add_workload_argument(parser: Parser) -> None:
+    """Declare ``--workload``."""
+    parser.add_argument(
+        "--workload",
+        default=DEFAULT_WORKLOAD,
+        metavar="NAME",
+        help="Which pack to use, if the image or this host has one. [default: %(default)s]",
     )
 
 

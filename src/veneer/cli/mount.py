@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from veneer.cli.backend import add_backend_argument, with_backend
+from veneer.cli.backend import add_backend_argument, add_workload_argument, with_backend
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.parser import Parser, directory
 from veneer.cli.render import size_text
@@ -20,6 +20,7 @@ class Arguments(CommonArguments):
     read_only: bool
     upper: Path | None
     backend: str | None
+    workload: str
     foreground: bool
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
         help="Keep what is written in DIR; by default it is thrown away with the mount.",
     )
     add_backend_argument(parser)
+    add_workload_argument(parser)
     add("--foreground", action="store_true", help="Serve the mount here until it is unmounted.")
 
 
@@ -55,7 +57,12 @@ def run(invocation: Invocation, args: Arguments) -> int:
         )
     settings, output = with_backend(invocation.settings, args.backend), invocation.output
     request = MountRequest.create(
-        args.image, args.directory, settings, writable=root and not args.read_only, upper=args.upper
+        args.image,
+        args.directory,
+        settings,
+        writable=root and not args.read_only,
+        upper=args.upper,
+        workload=args.workload,
     )
 
     def show(info: MountInfo) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veneer.cli.backend import DEFAULT_WORKLOAD
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.parser import Parser, existing_file
 from veneer.cli.render import size_text
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from veneer.prefetch.profile import Profile
 
 __all__ = ["COMMAND"]
-
-#: As in :mod:`veneer.prefetch.profile`, which is not imported for help.
-_DEFAULT_WORKLOAD = "default"
 
 
 class Arguments(CommonArguments):
@@ -32,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--workload",
         metavar="NAME",
-        help=f"What the pack is for; by default as the profile says, or {_DEFAULT_WORKLOAD}.",
+        help=f"What the pack is for; by default as the profile says, or {DEFAULT_WORKLOAD}.",
     )
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from veneer.cli.backend import add_backend_argument, with_backend
+from veneer.cli.backend import add_backend_argument, add_workload_argument, with_backend
 from veneer.cli.command import EXIT_STATUS, Command, Invocation
 from veneer.cli.container import ContainerArguments, options_of
 from veneer.cli.parser import Parser, not_directory
@@ -20,6 +20,7 @@ class Arguments(ContainerArguments):
 
     image: str
     backend: str | None
+    workload: str
     runtime: str | None
     timing: bool
     report: Path | None
@@ -30,6 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_word("IMAGE")
     Arguments.add_container(parser)
     add_backend_argument(parser)
+    add_workload_argument(parser)
     add = parser.add_argument
     add("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
     add("--timing", action="store_true", help="Say at the end how long what took, and what was fetched.")
@@ -44,7 +46,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     from veneer.daemon.client import RunRequest, run_image
 
     settings, output = with_backend(invocation.settings, args.backend), invocation.output
-    request = RunRequest(args.image, options_of(args), args.runtime, args.timing)
+    request = RunRequest(args.image, options_of(args), args.runtime, args.timing, args.workload)
 
     with output.reporting() as report:
         result = run_image(request, settings, report=report)

@@ -7,6 +7,7 @@ from veneer.cli.render import size_text, table
 
 if TYPE_CHECKING:
     from veneer.daemon.mounts import MountStatus
+    from veneer.daemon.report import PackReport
 
 __all__ = ["COMMAND"]
 
@@ -47,6 +48,8 @@ def _describe(found: "MountStatus") -> str:
             f"  {kernel['reads']} reads, {store['misses']} of them waited, {kernel['failed_reads']} failed; "
             f"{store['requests']} requests for data, {size_text(store['bytes_fetched'])}"
         )
+    if (pack := report.pack) is not None:
+        lines.append(f"  {_describe_pack(pack)}")
     rows = [
         (
             f"  {layer.digest[:19]}",
@@ -56,6 +59,15 @@ def _describe(found: "MountStatus") -> str:
         for layer in report.layers
     ]
     return "\n".join([*lines, table(rows)]) if rows else "\n".join(lines)
+
+
+def _describe_pack(pack: "PackReport") -> str:
+    of = {"annotation": "of the image", "local": "made by this host"}.get(pack.origin, pack.origin)
+    which = f"pack of the workload {pack.workload}, {of}: "
+    if not pack.mapped:
+        return which + "only tells what to fetch first"
+    how_much = f"{size_text(pack.cached)} of {size_text(pack.size)}"
+    return which + how_much + (", which needs no daemon" if pack.complete else "")
 
 
 def _describe_daemon(daemon: "dict[str, Any]") -> str:

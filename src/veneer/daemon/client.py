@@ -23,6 +23,7 @@ from veneer.daemon.spawn import start_mount
 from veneer.errors import MountError, UsageError
 from veneer.events import Notice, Reporter, silent
 from veneer.mount.state import mount_records, this_process
+from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.settings import Settings
 
 __all__ = ["RunRequest", "RunResult", "mount_image", "run_image"]
@@ -40,12 +41,14 @@ class RunRequest:
         options: how the container differs from what the image says.
         runtime: name of the OCI runtime; None for the first that is installed.
         timing: note when the first output comes; output then goes through this process.
+        workload: whose pack to use, if there is one.
     """
 
     image: str
     options: ContainerOptions
     runtime: str | None = None
     timing: bool = False
+    workload: str = DEFAULT_WORKLOAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,13 @@ def run_image(
     container = ContainerRequest(options, runtime, this_process())
     record = recorded is not None
     wanted = MountRequest.create(
-        request.image, Path("/"), settings, writable=True, container=container, record=record
+        request.image,
+        Path("/"),
+        settings,
+        writable=True,
+        container=container,
+        record=record,
+        workload=request.workload,
     )
     info = mount_image(wanted, report=report)
     mounted_s = time.monotonic() - began

@@ -23,9 +23,11 @@ from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
 from veneer.mount.backends import open_mounter
 from veneer.mount.base import Mounter
+from veneer.mount.packed import originals
 from veneer.mount.session import mounted
 from veneer.source.tasks import open_nursery
 from veneer.store.attached import AttachedDevice
+from veneer.store.fetch import Priority
 from veneer.store.spanstore import SpanStore, open_store
 
 __all__ = ["serve_mount"]
@@ -60,9 +62,14 @@ async def serve_mount(
             signals = await nursery.start(_Signals().follow, nursery.cancel_scope)
             async with AsyncExitStack() as stack:
                 store = await stack.enter_async_context(open_store(settings))
-                image = await stack.enter_async_context(open_image(request.image, settings, report=report))
+                image = await stack.enter_async_context(
+                    open_image(request.image, settings, pack=request.workload, report=report)
+                )
                 pairs = zip(image.devices, image.sources, strict=True)
                 attached = [store.attach(device, source) for device, source in pairs]
+                if image.pack is not None:
+                    # Here a pack only tells what will be read: reads are answered by this process in any case.
+                    originals(image.pack.index, store, attached).prefetch(Priority.PROFILE)
                 mounter = await _mounter(request, place, image, store, attached, report)
                 service = Service(place, image, store, attached, mounter, place.directory / "log")
                 session = await stack.enter_async_context(
