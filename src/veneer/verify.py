@@ -2,7 +2,8 @@
 
 For each layer: the stored blob has its digest and size; every span has its digest and decodes to its length;
 the spans together are the tar that the config's diffID names; and the index's tree is the one that this tar
-describes. That the index is the one the manifest names was checked when the image was opened.
+describes. That the index is the one the manifest names was checked when the image was opened. A pack of the
+image, or one that this host made for it, has to hold the same bytes as the layers that it names.
 
 It collects what is wrong instead of stopping, because whoever asks wants to know how much. Reads from the
 source, never from the cache. Not for: repairing anything.
@@ -10,9 +11,10 @@ source, never from the cache. Not for: repairing anything.
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -20,6 +22,7 @@ from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError, NotFound
 from veneer.events import Progress, Reporter, silent
 from veneer.image import Image
+from veneer.image.pack_check import PackCheck, pack_checks
 from veneer.index.build import TreeBuilder
 from veneer.index.model import Device, LayerIndex, LayerTree, Span
 from veneer.index.tar import TarParser
@@ -27,7 +30,7 @@ from veneer.index.wire import encode_tree
 from veneer.source.base import BlobSource
 from veneer.source.tasks import run_all
 
-__all__ = ["LayerVerdict", "VerifyReport", "verify_image"]
+__all__ = ["LayerVerdict", "PackVerdict", "VerifyReport", "verify_image"]
 
 #: Problems that are listed for a layer; the rest is counted.
 MAX_PROBLEMS = 20
@@ -67,17 +70,38 @@ class LayerVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class PackVerdict:
+    """What was found out about one pack; the fields are as for a layer.
+
+    Args:
+        workload: what it is for.
+        origin: who names it.
+        digest: of its index.
+        size: plain bytes that were checked.
+    """
+
+    workload: str
+    origin: str
+    digest: str
+    size: int
+    problems: tuple[str, ...]
+    problem_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """The verdict on an image; ``problems`` are those that concern no single layer."""
+    """The verdict on an image; ``problems`` are those that concern no single layer or pack."""
 
     image: str
     layers: tuple[LayerVerdict, ...]
     problems: tuple[str, ...]
+    packs: tuple[PackVerdict, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether everything is as promised."""
-        return not self.problems and not any(layer.problem_count for layer in self.layers)
+        bad = [layer.problem_count for layer in self.layers] + [pack.problem_count for pack in self.packs]
+        return not self.problems and not any(bad)
 
     @property
     def exit_code(self) -> int:
@@ -91,15 +115,22 @@ class VerifyReport:
             "ok": self.ok,
             "problems": list(self.problems),
             "layers": [layer.to_json() for layer in self.layers],
+            "packs": [asdict(pack) for pack in self.packs],
         }
 
 
-async def verify_image(image: Image, report: Reporter = silent) -> VerifyReport:
-    """Check every byte of ``image``. What is wrong is in the result; what cannot be read is raised."""
+async def verify_image(
+    image: Image, report: Reporter = silent, *, cache_dir: Path | None = None
+) -> VerifyReport:
+    """Check every byte of ``image``. What is wrong is in the result; what cannot be read is raised.
+
+    With ``cache_dir`` its packs are checked, too, and those that are there.
+    """
     await image.load()  # layers that cannot be merged are bad, whatever they hold
     layers = await image.layer_indexes()
+    packs = [] if cache_dir is None else await pack_checks(image, cache_dir)
     checks = [
-        _LayerCheck(index, source, image.policy.devices)
+        _LayerCheck(index, source, image.policy.devices, packs)
         for index, source in zip(layers, image.sources, strict=True)
     ]
     verdicts = await run_all([partial(check.run, report) for check in checks], at_once=LAYERS_AT_ONCE)
@@ -110,7 +141,14 @@ async def verify_image(image: Image, report: Reporter = silent) -> VerifyReport:
     if all(not verdict.problem_count for verdict in verdicts) and dropped != Counter(image.policy.dropped):
         stated = dict(image.policy.dropped)
         problems.append(f"the index says that it left out {stated}, but it left out {dict(dropped)}")
-    return VerifyReport(image.name, tuple(verdicts), tuple(problems))
+    return VerifyReport(image.name, tuple(verdicts), tuple(problems), tuple(map(_verdict, packs)))
+
+
+def _verdict(check: PackCheck) -> PackVerdict:
+    named, problems = check.named, check.problems
+    digest = str(named.descriptor.digest)
+    shown = tuple(problems[:MAX_PROBLEMS])
+    return PackVerdict(named.workload, named.origin, digest, check.size, shown, len(problems))
 
 
 @dataclass(slots=True)
@@ -120,6 +158,7 @@ class _LayerCheck:
     index: LayerIndex
     source: BlobSource
     devices: str
+    packs: Sequence[PackCheck] = ()
     dropped: Counter[str] = field(default_factory=Counter)
     _problems: list[str] = field(default_factory=list)
     _count: int = 0
@@ -127,7 +166,7 @@ class _LayerCheck:
     async def run(self, report: Reporter) -> LayerVerdict:
         """Read the layer from its source and judge it."""
         device = self.index.device
-        reader = _SpanReader(self.index, self.source.name, self.devices, self._problem)
+        reader = _SpanReader(self.index, self.source.name, self.devices, self.packs, self._problem)
         item, total = device.blob.digest.hex[:12], device.blob.size
         try:
             await self._read(reader, item, report)
@@ -165,9 +204,17 @@ class _LayerCheck:
 class _SpanReader:
     """Takes a stored layer apart as it streams by. For one thread at a time."""
 
-    def __init__(self, index: LayerIndex, name: str, devices: str, problem: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        index: LayerIndex,
+        name: str,
+        devices: str,
+        packs: Sequence[PackCheck],
+        problem: Callable[[str], None],
+    ) -> None:
         self._index = index
         self._name = name
+        self._packs = packs
         self._problem = problem
         self._blob_hasher = index.device.blob.digest.hasher()
         self._tar_hasher = index.device.diff_id.hasher()
@@ -221,6 +268,8 @@ class _SpanReader:
             self._problem(error.message)
             self._tar_is_whole = False
             return
+        for pack in self._packs:
+            pack.compare(self._index.device.diff_id, span.offset, plain)
         if self._tar_is_whole:
             self._tar_hasher.update(plain)
             self._parse(plain)

@@ -19,7 +19,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(invocation: Invocation, args: Arguments) -> int:
-    """Check every byte of IMAGE: blobs, spans, diffIDs, and whether the index describes the layers.
+    """Check every byte of IMAGE: blobs, spans, diffIDs, packs, and whether the index describes the layers.
 
     Everything that is wrong is listed, and the exit status is 20 then.
     """
@@ -29,7 +29,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     async def work() -> VerifyReport:
         with invocation.output.reporting() as report:
             async with open_image(args.image, invocation.settings, report=report) as opened:
-                return await verify_image(opened, report)
+                return await verify_image(opened, report, cache_dir=invocation.settings.cache_dir)
 
     verdict = invocation.run(work)
     lines = []
@@ -38,6 +38,12 @@ def run(invocation: Invocation, args: Arguments) -> int:
         blob = layer.device.blob
         lines.append(f"{blob.digest}: {layer.spans} spans, {size_text(blob.size)}: {judgement}")
         lines += [f"  {problem}" for problem in layer.problems]
+    for pack in verdict.packs:
+        judgement = "ok" if not pack.problem_count else f"{pack.problem_count} problems"
+        lines.append(
+            f"pack of the workload {pack.workload}, {pack.origin}: {size_text(pack.size)}: {judgement}"
+        )
+        lines += [f"  {problem}" for problem in pack.problems]
     lines += verdict.problems
     lines.append(f"{verdict.image}: {'ok' if verdict.ok else 'NOT ok'}")
     invocation.output.result(verdict.to_json(), "\n".join(lines))

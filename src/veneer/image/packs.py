@@ -37,6 +37,7 @@ __all__ = [
     "find_pack",
     "keep_local_pack",
     "local_pack",
+    "local_packs",
     "open_pack",
     "packs_annotation",
     "report_unused",
@@ -190,6 +191,13 @@ def local_pack(cache_dir: Path, manifest: Digest, workload: str) -> NamedPack | 
     except OSError as error:
         raise IntegrityError(f"cannot read {path}: {error.strerror}") from error
     return NamedPack.from_json(parse_json(data, str(path), limit=_MAX_ANNOTATION))
+
+
+def local_packs(cache_dir: Path, manifest: Digest) -> list[NamedPack]:
+    """All packs of this host for an image. Blocks."""
+    paths = (cache_dir / "packs" / manifest.hex).glob(f"*/{_NOTE}")
+    found = (local_pack(cache_dir, manifest, path.parent.name) for path in sorted(paths))
+    return [pack for pack in found if pack is not None]
 
 
 def keep_local_pack(cache_dir: Path, manifest: Digest, workload: str, index: bytes, data: bytes) -> Path:
