@@ -179,7 +179,8 @@ class GuardedDevices:
         """Have every read of devices that are held noted, also when they are complete, as long as this lasts.
 
         To be entered before the devices are :meth:`opened`, so that they are marked, and left before they are
-        released. Events do not say which mount they are for: reads of all mounts with the device are noted.
+        released, which unmarks complete ones. Events do not say which mount they are for: reads of all mounts
+        with the device are noted.
         """
         devices = [self._of(one) for one in dict.fromkeys(attached)]
         for guarded in devices:
@@ -190,7 +191,6 @@ class GuardedDevices:
         finally:
             for guarded in devices:
                 guarded.recorders.remove(recorder)
-                self._consider(guarded)
 
     def opened(self, attached: AttachedDevice) -> None:
         """Tell that the mount for which the device was held has been made, or will not be.
