@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -68,10 +70,22 @@ def kill(settings: Settings, *roles: str) -> None:
         os.close(process)
 
 
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does and tells nobody."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 def another_worker(settings: Settings, before: int) -> None:
     """Wait until another worker serves."""
-    while ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] == before:
-        pass
+    eventually(lambda: ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] != before)
+
+
+def nothing_mounted(settings: Settings) -> None:
+    """Wait until the last mount is gone."""
+    eventually(lambda: mount_records(settings.run_dir) == [])
 
 
 def log_of(settings: Settings) -> str:
@@ -241,8 +255,7 @@ def test_the_end_of_who_runs_a_container_is_noticed_by_another_worker(
         kill(settings, "worker")
         another_worker(settings, before)
         process.kill()
-        while mount_records(settings.run_dir):
-            pass
+        nothing_mounted(settings)
 
 
 def test_a_mount_whose_daemon_died_as_a_whole_is_given_up(
@@ -258,8 +271,7 @@ def test_a_mount_whose_daemon_died_as_a_whole_is_given_up(
         assert not mounts_at(workplace / "mnt")
         assert os.pread(user.fileno(), 4096, 3 * STEP) == LARGE[3 * STEP :][:4096], "it is guarded again"
     assert "had no guard" in log_of(settings)
-    while mount_records(settings.run_dir):
-        pass
+    nothing_mounted(settings)
     mount(image, workplace / "mnt", settings)
     assert (workplace / "mnt/large").read_bytes() == LARGE
     umount(workplace / "mnt", settings)
@@ -270,8 +282,7 @@ def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, i
     for path in (workplace / "mnt").rglob("*"):
         if path.is_file():
             path.read_bytes()
-    while not complete(settings):
-        pass
+    eventually(lambda: complete(settings))
     kill(settings, "worker", "supervisor", "standby")
     Path("/proc/sys/vm/drop_caches").write_text("1")
     assert (workplace / "mnt/large").read_bytes() == LARGE
@@ -315,8 +326,7 @@ def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: 
         mount(image, workplace / "mnt", settings)
         kinds = [found.record.kind for found in mounts.list_mounts(settings.run_dir).mounts]
         assert sorted(kinds) == ["detached", "mount"]
-    while len(mount_records(settings.run_dir)) > 1:
-        pass
+    eventually(lambda: len(mount_records(settings.run_dir)) == 1)
     (found,) = mounts.list_mounts(settings.run_dir).mounts
     assert found.report is not None, "the end of the one before is not the end of this one"
     umount(workplace / "mnt", settings)
@@ -400,9 +410,7 @@ def test_giving_up_before_the_mount_is_ready_leaves_nothing(
             await held.arrived.wait()
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 128 + signal.SIGINT
-            with trio.fail_after(60):
-                while await trio.to_thread.run_sync(mount_records, settings.run_dir):
-                    pass
+            await trio.to_thread.run_sync(nothing_mounted, settings)
 
     trio.run(main)
     assert not (workplace / "mnt").exists()

@@ -38,7 +38,7 @@ def start_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> bool:
     """Start the daemon in the background; whether there was none. Raises MountError."""
     import subprocess  # here: most commands find it running
 
-    command = [sys.executable, "-m", "veneer.daemon.supervisor", os.fspath(run_dir), "--background"]
+    command = [sys.executable, "-P", "-m", "veneer.daemon.supervisor", os.fspath(run_dir), "--background"]
     if idle_exit_s is not None:
         command += ["--idle-exit", f"{idle_exit_s:g}"]
     with subprocess.Popen(
@@ -62,7 +62,7 @@ def start_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> bool:
 
 def become_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> NoReturn:
     """Let this process be the supervisor of a daemon, in the foreground."""
-    command = [sys.executable, "-m", "veneer.daemon.supervisor", os.fspath(run_dir)]
+    command = [sys.executable, "-P", "-m", "veneer.daemon.supervisor", os.fspath(run_dir)]
     if idle_exit_s is not None:
         command += ["--idle-exit", f"{idle_exit_s:g}"]
     os.execv(sys.executable, command)

@@ -135,10 +135,14 @@ class Residents:
     async def _keep_restoring(
         self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept"
     ) -> None:
-        while True:
-            await trio.sleep(RETRY_S)
-            if await self._restore(place, request, choice, existing):
-                return
+        self._count(1)
+        try:
+            while True:
+                await trio.sleep(RETRY_S)
+                if await self._restore(place, request, choice, existing):
+                    return
+        finally:
+            self._count(-1)
 
     async def _live(
         self,

@@ -27,7 +27,7 @@ def start_mount(request: MountRequest, *, report: Reporter = silent) -> MountInf
         VeneerError: what the process says, or that it died.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "veneer.daemon.mountd"],
+        [sys.executable, "-P", "-m", "veneer.daemon.mountd"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

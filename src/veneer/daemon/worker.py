@@ -17,8 +17,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -116,15 +117,15 @@ class Worker:
         arguments = self._arguments
         async with open_nursery() as nursery:
             # First, so that whoever asks for an end while we begin is heard.
-            nursery.start_soon(self._follow_signals, nursery)
+            nursery.start_soon(_vital, partial(self._follow_signals, nursery))
+            nursery.start_soon(_vital, self._stay_alive)
             if arguments.group is not None:
                 await self._take_over(nursery, arguments.group)
             listening = socket.socket(fileno=arguments.listener)
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-            nursery.start_soon(self._serve, listener)
+            nursery.start_soon(_vital, partial(self._serve, listener))
             await self._tell({"type": "ready"})
-            nursery.start_soon(self._stay_alive)
-            nursery.start_soon(self._follow_supervisor)
+            nursery.start_soon(_vital, self._follow_supervisor)
             if arguments.idle_exit != "none":
                 await self._until_idle(float(arguments.idle_exit))
                 log.info("ending: nothing has been mounted for %s s", arguments.idle_exit)
@@ -135,9 +136,8 @@ class Worker:
         arguments = self._arguments
         devices, superblocks = GuardedDevices(group, restoring=True), Superblocks()
         watch = MountTableWatch()
-        await nursery.start(devices.serve)
-        await nursery.start(superblocks.serve)
-        await nursery.start(watch.serve)
+        for serve in (devices.serve, superblocks.serve, watch.serve):
+            await nursery.start(partial(_vital, serve))
         self._guards = Guards(devices, superblocks, unguarded=arguments.fresh_group)
         residents = self._residents = Residents(arguments.run_dir, nursery, self._guards, watch, self._log_file)
         await residents.restore()
@@ -318,6 +318,19 @@ class Worker:
             await self._tell({"type": "ready"})
 
 
+async def _vital(function: Callable[..., Awaitable[None]], **more: object) -> None:
+    """End this process at once if a task fails that everything depends on: another worker can go on.
+
+    To end in order would mean to wait for mounts that nobody serves any more.
+    """
+    try:
+        await function(**more)
+    except Exception:
+        log.exception("bug")
+        logging.shutdown()
+        os._exit(1)
+
+
 def _object(request: dict[str, object], name: str) -> dict[str, object]:
     value = request.get(name)
     if not isinstance(value, dict):
@@ -338,6 +351,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.chdir("/")
+    for fd in (arguments.group, arguments.listener, arguments.lock, arguments.supervisor):
+        if fd is not None:
+            # A child that kept the group or the lock would keep them from ending with the daemon.
+            os.set_inheritable(fd, False)
     raise_descriptor_limit()
     worker = Worker(arguments)
     try:

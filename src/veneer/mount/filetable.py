@@ -22,7 +22,7 @@ __all__ = ["FileTable"]
 
 #: Large files whose readers are followed at a time; one that is forgotten starts with a small range again.
 FOLLOWED = 512
-#: Files that are looked at to find the one that a range is of: as many as start in the page before it, and more.
+#: Files that are looked at to find the one that a range is of: more than can start in one page.
 _CANDIDATES = 64
 
 

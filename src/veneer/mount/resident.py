@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -58,11 +58,13 @@ class Guards:
         devices: answers the kernel's questions.
         superblocks: notices the end of file systems.
         unguarded: mounts of an earlier daemon have had nobody to ask for a while.
+        kept: devices of mounts that could not be served again, held for good.
     """
 
     devices: GuardedDevices
     superblocks: Superblocks
     unguarded: bool = False
+    kept: list[AsyncExitStack] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,44 +131,60 @@ class ResidentMounter:
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
         """See :class:`~veneer.mount.base.Mounter`. Leaving waits until the last user has left."""
-        devices, layers = self._guards.devices, self._subject.attached
         async with AsyncExitStack() as stack:
-            opened: list[Callable[[], None]] = []
-            if self._existing is None:
-                opened += await self._begin_pack(stack)
-            metadata = await self._metadata()
-            self.inodes = metadata.inodes
-            opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
-            if self._existing is not None and self.packed is not None:
-                # Last: what it does not give comes from the layers, which may be read when they are held.
-                opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
-            attached = [*layers, self.packed.attached] if self.packed else layers
-            if self._existing is None:
-                # Only now: a descriptor that asks is exchanged when its device is held.
-                tail = await tail_file(metadata, self._store, attached)
-                end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
-            else:
-                end = await trio.to_thread.run_sync(self._find, target)
-                await self._mend(attached)
-            stack.push_async_callback(_shielded, end)
-            if self._record:
-                await trio.to_thread.run_sync(stop_read_ahead, target, self.superblocks)
-                self.recorder = Recorder(trio.current_time())
-                stack.enter_context(devices.recording(attached, self.recorder))
-            setting = await trio.to_thread.run_sync(self._begin_start, target)
-            for tell in opened:
-                tell()
+            try:
+                shown = await self._set_up(stack, target)
+            except BaseException:
+                if self._existing is not None:
+                    # It is mounted, and whoever reads it has to be kept from holes: its devices stay held.
+                    self._guards.kept.append(stack.pop_all())
+                raise
 
             async def follow() -> None:
-                await end()
+                await shown.end()
                 gone()
 
             async with open_nursery() as nursery:
                 nursery.start_soon(follow)
                 if self.packed is not None:
-                    nursery.start_soon(follow_start, self.packed, self._store, devices, attached, setting)
+                    devices = self._guards.devices
+                    nursery.start_soon(
+                        follow_start, self.packed, self._store, devices, shown.attached, shown.read_ahead
+                    )
+                shown.handed_over = True
                 yield
                 nursery.cancel_scope.cancel()
+
+    async def _set_up(self, stack: AsyncExitStack, target: Path) -> "_Shown":
+        """Hold the devices and mount, or find the mount; ``stack`` undoes it all."""
+        devices, layers = self._guards.devices, self._subject.attached
+        opened: list[Callable[[], None]] = []
+        if self._existing is None:
+            opened += await self._begin_pack(stack)
+        metadata = await self._metadata()
+        self.inodes = metadata.inodes
+        opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
+        if self._existing is not None and self.packed is not None:
+            # Last: what it does not give comes from the layers, which may be read when they are held.
+            opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
+        attached = [*layers, self.packed.attached] if self.packed else layers
+        if self._existing is None:
+            # Only now: a descriptor that asks is exchanged when its device is held.
+            tail = await tail_file(metadata, self._store, attached)
+            end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
+        else:
+            end = await trio.to_thread.run_sync(self._find, target)
+            await self._mend(attached)
+        shown = _Shown(target, end, attached)
+        stack.push_async_callback(shown.leave)
+        if self._record:
+            await trio.to_thread.run_sync(stop_read_ahead, target, self.superblocks)
+            self.recorder = Recorder(trio.current_time())
+            stack.enter_context(devices.recording(attached, self.recorder))
+        shown.read_ahead = await trio.to_thread.run_sync(self._begin_start, target)
+        for tell in opened:
+            tell()
+        return shown
 
     def _holding(
         self, attached: Sequence[AttachedDevice], files: FileTable | None = None
@@ -253,6 +271,27 @@ async def _vanished(names: Sequence[str]) -> None:
         await trio.sleep(_POLL_S)
 
 
-async def _shielded(end: _End) -> None:
-    with trio.CancelScope(shield=True):
-        await end()
+@dataclass(slots=True)
+class _Shown:
+    """A mount that is there.
+
+    Args:
+        target: where.
+        end: returns when it is gone.
+        attached: the devices it reads.
+        read_ahead: the setting of the kernel's read-ahead, where it is to be put back after the start.
+        handed_over: whoever asked for it unmounts it.
+    """
+
+    target: Path
+    end: _End
+    attached: Sequence[AttachedDevice]
+    read_ahead: Path | None = None
+    handed_over: bool = False
+
+    async def leave(self) -> None:
+        """Wait until it is gone, having unmounted it if nobody else will."""
+        with trio.CancelScope(shield=True):
+            if not self.handed_over:
+                await trio.to_thread.run_sync(lambda: kernel.unmount_ours(self.target, lazy=True))
+            await self.end()
