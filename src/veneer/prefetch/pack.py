@@ -163,8 +163,10 @@ def _places(fields: Fields) -> tuple[Place, ...]:
     layers = [_digest(text, fields.what) for text in fields.strings(fields.number(_MAX_LAYERS))]
     counts = fields.unsigned(len(layers))
     total = fields.number(MAX_PACK_SIZE // BLOCK)
-    if sum(counts) != total or not all(counts):
-        raise IntegrityError(f"{fields.what}: places of layers are not as many as places")
+    if sum(counts) != total or not all(counts) or len(set(layers)) != len(layers):
+        raise IntegrityError(
+            f"{fields.what}: places of layers are not as many as places, or a layer comes twice"
+        )
     gaps, lengths, ats = fields.unsigned(total), fields.unsigned(total), fields.unsigned(total)
     if total and max(map(max, (gaps, lengths, ats))) >= 1 << 48:
         raise IntegrityError(f"{fields.what}: a place is beyond the end of any device")
