@@ -20,13 +20,13 @@ from tests.mount.images import digest, directory, file, image
 from tests.store.rig import RAW, Sample, ScriptedSource, sample_of
 from veneer.errors import MountError, Unavailable, UnsupportedFormat
 from veneer.index.model import ImageIndex
-from veneer.mount import fanotify, tail
+from veneer.mount import fanotify, kernel, tail
 from veneer.mount.backends import Subject, choose, choose_for_daemon
 from veneer.mount.base import Choice
 from veneer.mount.erofs_fanotify import mount_guarded, try_fanotify
 from veneer.mount.filetable import FileTable
 from veneer.mount.metadata import MetadataImage, metadata_image
-from veneer.mount.resident import Guards, ResidentMounter
+from veneer.mount.resident import Existing, Guards, ResidentMounter
 from veneer.mount.session import mounted
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
@@ -421,6 +421,52 @@ async def test_a_source_that_fails_and_comes_back(tmp_path: Path) -> None:
             await in_thread((path / "f").read_bytes)
         one.source.fault = None
         assert await in_thread((path / "f").read_bytes) == CONTENT
+
+
+async def test_what_fails_after_mounting_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would do it otherwise, and the devices would be held until somebody did."""
+
+    def fail(_mounter: ResidentMounter, _target: Path) -> None:
+        raise MountError("not now")
+
+    monkeypatch.setattr(ResidentMounter, "_begin_start", fail)
+    async with rig(tmp_path) as a_rig:
+        with trio.fail_after(30), pytest.raises(MountError, match="not now"):
+            async with a_rig.mounted():
+                pytest.fail("mounted")
+        assert not kernel.mounts_at(tmp_path / "mnt")
+        assert a_rig.guards.devices.stats.held == 0
+
+
+async def test_a_mount_that_cannot_be_taken_over_is_still_kept_from_holes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_mounter: ResidentMounter, _target: Path) -> None:
+        raise MountError("not now")
+
+    async with rig(tmp_path) as a_rig, a_rig.mounted() as path:
+        subject = Subject(
+            "test", a_rig.index.devices, lambda: a_rig.index, digest(b"test"), a_rig.store, [a_rig.attached]
+        )
+        again = ResidentMounter(
+            a_rig.guards,
+            subject,
+            a_rig.store,
+            FileTable(subject.index),
+            cache_dir=tmp_path / "cache",
+            choice=Choice("erofs-fanotify", "asked for"),
+            existing=Existing(()),
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(ResidentMounter, "_begin_start", fail)
+            with pytest.raises(MountError, match="not now"):
+                async with again.shown(path, lambda: None):
+                    pytest.fail("taken over")
+        assert kernel.mounts_at(path)
+        assert a_rig.guards.devices.stats.marked == 1
+        assert await trio.to_thread.run_sync(_read, path / "f", len(CONTENT)) == CONTENT
+        (kept,) = a_rig.guards.kept
+        await kept.aclose()
 
 
 def _read(path: Path, length: int) -> bytes:
