@@ -290,7 +290,8 @@ async def test_a_pack_that_comes_late_is_used_then(tmp_path: Path) -> None:
         await there.wait()
         return data
 
-    async with shown(tmp_path, late) as (mountpoint, mounter, store, packed, _):
+    async with shown(tmp_path, late) as (mountpoint, mounter, store, packed, blob):
+        assert blob.asked, "it was asked for before the mount was made"
         assert store.stats.bytes_fetched == 0, "the mount has not waited for it"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, read_all, mountpoint)
