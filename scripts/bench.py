@@ -21,7 +21,7 @@ from benchmarks.reading import pulling, reading, requests
 from benchmarks.serving import serving, stop_daemon
 from benchmarks.starting import listing, mounting, starting
 from benchmarks.trees import Trees, data, execution, random_reads, tree
-from mounts import unmount_below
+from mounts import keep_mounts_private, unmount_below
 
 BACKENDS = ("fuse", "erofs-fuse", "erofs-fanotify")
 _Section = Callable[[Bench, Images, Trees], None]
@@ -91,4 +91,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parents[1])
+    keep_mounts_private()
     sys.exit(main())

@@ -26,6 +26,7 @@ from crashes.registry import SwitchedRegistry, switched_registry
 from crashes.rounds import Round
 from crashes.scenarios import SCENARIOS, Scenario
 from crashes.verdict import Outcome
+from mounts import keep_mounts_private
 
 #: How long a read waits for the registry: shorter than usual, so that errors are seen.
 READ_DEADLINE_S = 2
@@ -203,4 +204,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parents[1])
+    keep_mounts_private()
     sys.exit(main())

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from benchmarks.figures import MIN_TURNS, Bench, drop_page_cache, turns, usage
 from benchmarks.images import Images, apart
 from veneer.testing.unpack import unpack_layers
 
-__all__ = ["Trees", "data", "execution", "random_reads", "read_files", "tree"]
+__all__ = ["Trees", "data", "execution", "files_below", "random_reads", "read_files", "tree"]
 
 OVERLAY = "ext4 under overlayfs"
 #: Aims: seconds of the kernel's own backends next to the overlay's; and speeds next to its speed.
@@ -234,7 +234,16 @@ def list_directories(root: Path, names: tuple[str, ...]) -> None:
         os.listdir(os.path.join(root, name))
 
 
-def read_files(root: Path, names: tuple[str, ...]) -> int:
+def files_below(top: Path, root: Path) -> Iterator[str]:
+    """Regular files below ``top`` as a walk finds them, relative to ``root``."""
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            if not os.path.islink(path) and os.path.isfile(path):
+                yield os.path.relpath(path, root)
+
+
+def read_files(root: Path, names: Sequence[str]) -> int:
     """Read files from start to end, in large pieces; bytes read."""
     buffer, total = [memoryview(bytearray(_BUFFER))], 0
     for name in names:
