@@ -55,6 +55,8 @@ ALIVE_S = 5.0
 #: Before a restart, readers that wait get their bytes if they come within this time.
 DRAIN_S = 5.0
 ADOPT_RETRY_S = 1.0
+#: How long the end of what has been unmounted may take before it is called detached.
+LINGER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,13 @@ class Worker:
         directory = service.place.directory
         await service.unmount(lazy=lazy)
         if not lazy:
-            while service in residents.services.values() or directory.exists():
-                await residents.changed()
+            with trio.move_on_after(LINGER_S) as scope:
+                while service in residents.services.values() or directory.exists():
+                    await residents.changed()
+            if scope.cancelled_caught:
+                # A mount namespace made meanwhile has a copy, of a container for example.
+                log.info("in use elsewhere, serving it on id=%s", service.place.record.id)
+                await service.unmount(lazy=True)
         return {"type": "stopped", "report": report.to_json()}
 
     async def _status(self, _request: dict[str, object]) -> dict[str, object]:
