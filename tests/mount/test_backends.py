@@ -86,7 +86,7 @@ async def test_a_slower_backend_is_told(on_tmpfs: Path) -> None:
 
 
 async def test_an_image_that_erofs_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise UnsupportedFormat("too many devices")
 
     monkeypatch.setattr(metadata, "write_erofs", refuse)
