@@ -3,6 +3,8 @@
 import os
 import statistics
 import subprocess
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,28 @@ _LARGEST = 20
 _AIMED = ("erofs-fuse", "erofs-fanotify")
 
 
+@dataclass(frozen=True)
+class FirstRead:
+    """Seconds of the mount command and of reading, bytes read, and requests to the registry meanwhile."""
+
+    mount_s: float
+    seconds: float
+    size: int
+    requests: int
+
+
 def reading(bench: Bench, images: Images, _trees: Trees) -> None:
     """Read all of /usr from the embedded registry on loopback, with nothing cached."""
+    what = "/usr from the registry, nothing cached"
     for backend in bench.backends:
-        times, requests, size = [], 0, 0
+        reads = []
         for run in range(bench.runs):
             drop_page_cache()
-            seconds, report, size = _first_read(bench, backend, images.sample, f"read-{backend}-{run}")
-            times.append(seconds)
-            requests = report["store"]["requests"]
-        what, median = "/usr from the registry, nothing cached", statistics.median(times)
-        bench.report("read", f"{what}: requests", requests, "", subject=backend)
+            reads.append(_first_read(bench, backend, images.sample, f"read-{backend}-{run}"))
+        median = statistics.median(read.seconds for read in reads)
+        bench.report("read", f"{what}: requests", reads[-1].requests, "", subject=backend)
         bench.report("read", what, median, "s", subject=backend)
-        bench.report("read", what, size / median / 1e6, "MB/s", subject=backend)
+        bench.report("read", what, reads[-1].size / median / 1e6, "MB/s", subject=backend)
 
 
 def pulling(bench: Bench, images: Images, _trees: Trees) -> None:
@@ -42,30 +53,32 @@ def pulling(bench: Bench, images: Images, _trees: Trees) -> None:
     repository = images.docker
     place = bench.directory / "containerd"
     place.mkdir()
-    times: dict[str, list[float]] = {}
+    pulls: dict[str, list[float]] = {"lazy": [], "gzip": []}
+    firsts: dict[str, list[FirstRead]] = {backend: [] for backend in bench.backends}
     with containerd(place) as address:
         for run in range(bench.runs):
-            for form in ("lazy", "gzip"):
+            for form, times in pulls.items():
                 drop_page_cache()
-                times.setdefault(_pull_of(form), []).append(_pull(address, f"{repository}:{form}"))
-            for backend in bench.backends:
+                times.append(_pull(address, f"{repository}:{form}"))
+            for backend, reads in firsts.items():
                 drop_page_cache()
-                cache = f"pull-{backend}-{run}"
-                seconds, _, _ = _first_read(bench, backend, f"{repository}:lazy", cache, mounting=True)
-                times.setdefault(backend, []).append(seconds)
-    pull = times[_pull_of("lazy")]
-    for name, values in times.items():
-        backend = name if name in bench.backends else ""
-        what = "mount and read /usr, next to the pull" if backend else name
-        ratio = (
-            statistics.median(mine / base for mine, base in zip(values, pull, strict=True)) if backend else None
-        )
+                reads.append(_first_read(bench, backend, f"{repository}:lazy", f"pull-{backend}-{run}"))
+    for form, times in pulls.items():
+        what = f"ctr image pull, {'zstd' if form == 'lazy' else form} layers"
+        bench.report("pull", what, statistics.median(times), "s")
+    for backend, reads in firsts.items():
         aim = _PULL_AIM if backend in _AIMED else None
-        bench.report("pull", what, statistics.median(values), "s", subject=backend, ratio=ratio, most=aim)
+        seconds = [read.seconds for read in reads]
+        tell = partial(bench.report, "pull", unit="s", subject=backend)
+        ratio = _ratio(seconds, pulls["lazy"])
+        tell("read all of /usr, next to the zstd pull", statistics.median(seconds), ratio=ratio, most=aim)
+        with_mount = [read.seconds + read.mount_s for read in reads]
+        ratio = _ratio(with_mount, pulls["lazy"])
+        tell("the same with the mount command", statistics.median(with_mount), ratio=ratio)
 
 
-def _pull_of(form: str) -> str:
-    return f"ctr image pull, {'zstd' if form == 'lazy' else form} layers"
+def _ratio(mine: list[float], base: list[float]) -> float:
+    return statistics.median(one / other for one, other in zip(mine, base, strict=True))
 
 
 def requests(bench: Bench, images: Images, trees: Trees) -> None:
@@ -107,23 +120,16 @@ def device_requests(report: dict[str, Any]) -> int:
     return count
 
 
-def _first_read(
-    bench: Bench, backend: str, reference: str, cache: str, *, mounting: bool = False
-) -> tuple[float, dict[str, Any], int]:
-    """Seconds of reading /usr (and of the mount command, if wanted), the mount's report, and bytes read."""
+def _first_read(bench: Bench, backend: str, reference: str, cache: str) -> FirstRead:
+    """Mount an image with an empty cache, read /usr, unmount."""
     point = bench.directory / "mnt"
     mount = bench.veneer("mount", "--read-only", "--backend", backend, reference, point, cache=cache)
-    size = 0
-
-    def read() -> None:
-        nonlocal size
-        # In the order of the mount's own directories, as tar and find would.
-        size = read_files(point, list(files_below(point / "usr", point)))
-
-    seconds = timed(read, 1)
-    report = _report(bench, point, cache)
+    sizes = list[int]()
+    # In the order of the mount's own directories, as tar and find would.
+    seconds = timed(lambda: sizes.append(read_files(point, list(files_below(point / "usr", point)))), 1)
+    requests = _report(bench, point, cache)["store"]["requests"]
     bench.veneer("umount", point, cache=cache)
-    return seconds + (mount.seconds if mounting else 0.0), report, size
+    return FirstRead(mount.seconds, seconds, sizes[0], requests)
 
 
 def _report(bench: Bench, point: Path, cache: str) -> dict[str, Any]:
