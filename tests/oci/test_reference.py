@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import UsageError
@@ -198,6 +198,7 @@ def test_any_text_is_a_reference_or_a_usage_error(text: str) -> None:
 @settings(deadline=None)
 @given(st.from_regex(r"[a-z0-9]+(\.[a-z]+)+(:[1-9][0-9]{0,3})?/[a-z0-9]+(/[a-z0-9]+){0,2}", fullmatch=True))
 def test_full_names_are_their_own_canonical_form(name: str) -> None:
+    assume(len(name) < 200)  # longer ones are refused
     for text in (f"{name}:1", f"{name}@{DIGEST}", f"{name}:1@{DIGEST}"):
         if not name.startswith(("docker.io/", "index.docker.io/")):
             assert str(parse_reference(text)) == text
