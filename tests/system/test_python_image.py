@@ -57,13 +57,14 @@ def test_skopeo_copies_it_and_the_diff_ids_are_right(lazy: tuple[str, str], tmp_
         assert "sha256:" + hashlib.sha256(tar).hexdigest() == diff_id
 
 
+@pytest.mark.parametrize("backend", ["fuse", "erofs-fuse", "erofs-fanotify"])
 def test_the_mounted_tree_equals_what_umoci_unpacks(
-    python_image: str, lazy: tuple[str, str], veneer: Veneer, tmp_path: Path
+    python_image: str, lazy: tuple[str, str], veneer: Veneer, tmp_path: Path, backend: str
 ) -> None:
     run("skopeo", "copy", "--src-tls-verify=false", f"docker://{python_image}", f"oci:{tmp_path}/source:x")
     run("umoci", "unpack", "--image", f"{tmp_path}/source:x", tmp_path / "bundle")
     mountpoint = tmp_path / "mnt"
-    veneer("mount", "--read-only", lazy[0], mountpoint)
+    veneer("mount", "--read-only", "--backend", backend, lazy[0], mountpoint)
     try:
         mounted = scan(mountpoint)
         reference = scan(tmp_path / "bundle/rootfs")
