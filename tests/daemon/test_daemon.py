@@ -200,6 +200,41 @@ def test_a_read_under_way_when_the_worker_is_killed_gets_its_bytes(
     trio.run(main)
 
 
+def test_a_container_waits_for_its_bundle(workplace: Path, settings: Settings, image: str) -> None:
+    """Looking up its user in the image may take longer than mounting the image."""
+
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            # Once more, so that index and metadata image are here and only the user's entry is to be fetched.
+            name = f"{registry.host}/team/app:lazy"
+            await trio.to_thread.run_sync(mount, name, workplace / "mnt", settings)
+            await trio.to_thread.run_sync(umount, workplace / "mnt", settings)
+            held = Hold()
+            registry.faults.add(held, path="/blobs/")
+            command = [sys.executable, "-m", "veneer", "run", name]
+            async with trio.open_nursery() as nursery:
+                done: list[subprocess.CompletedProcess[bytes]] = []
+
+                async def run() -> None:
+                    done.append(
+                        await trio.run_process(
+                            command, env=environment(settings), capture_stdout=True, check=False
+                        )
+                    )
+
+                def lower_is_mounted() -> bool:
+                    found = mount_records(settings.run_dir)
+                    return bool(found and found[0].lower and mounts_at(found[0].mountpoint))
+
+                nursery.start_soon(run)
+                await held.arrived.wait()
+                await trio.to_thread.run_sync(eventually, lower_is_mounted)
+                held.release.set()
+            assert (done[0].returncode, done[0].stdout) == (0, b"hello\n")
+
+    trio.run(main)
+
+
 def test_another_worker_needs_no_registry(workplace: Path, settings: Settings, image: str) -> None:
     async def main() -> None:
         async with scripted_registry(to_registry(workplace)) as registry:

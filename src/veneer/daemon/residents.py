@@ -216,11 +216,16 @@ class Residents:
             self._log_file,
             transport_before=before,
         )
+        bundled = trio.Event()
+
+        async def write_bundle() -> None:
+            await write_place_bundle(request, place, holding.image, holding.store, holding.packed)
+            bundled.set()
+
         async with open_nursery() as nursery:
             if existing is None:
-                nursery.start_soon(
-                    write_place_bundle, request, place, holding.image, holding.store, holding.packed
-                )
+                # Looking up the user may wait for the network longer than mounting takes.
+                nursery.start_soon(write_bundle)
                 await trio.to_thread.run_sync(_write_state, place, request, choice, holding.image, ())
             async with mounted(
                 mounter,
@@ -237,6 +242,7 @@ class Residents:
                     await trio.to_thread.run_sync(
                         _write_state, place, request, choice, holding.image, mounter.superblocks
                     )
+                    await bundled.wait()
                 self._services.add(service)
                 try:
                     if request.container:
