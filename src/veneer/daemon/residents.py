@@ -182,6 +182,11 @@ class Residents:
             if not started:
                 raise
             log.error("mount ended image=%s cause=%r", request.image, error.message)
+        except Exception as error:
+            # A bug met by one mount must not end what serves all others.
+            log.exception("bug in the mount of image=%s", request.image)
+            if not started:
+                raise MountError(f"internal error: {error!r}", hint="please report this") from error
         finally:
             self._count(-1)
 
