@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.mount.readahead import MAX_WINDOW, MIN_WINDOW, WHOLE_FILE, ReadAhead
+from veneer.mount.readahead import MAX_WINDOW, MIN_WINDOW, WHOLE_FILE, WHOLE_LATER, ReadAhead
 
 START, SIZE = 5_000_000, 64 << 20
 END = START + SIZE
@@ -11,6 +11,12 @@ END = START + SIZE
 
 def test_a_small_file_is_fetched_whole() -> None:
     assert ReadAhead(START, START + WHOLE_FILE).window(START + 70_000, 10) == (START, START + WHOLE_FILE)
+
+
+def test_a_file_of_medium_size_is_fetched_whole_at_the_second_miss() -> None:
+    ahead = ReadAhead(START, START + WHOLE_LATER)
+    assert ahead.window(START + 6_000_000, 4096) == (START + 6_000_000, START + 6_000_000 + MIN_WINDOW)
+    assert ahead.window(START + 70_000, 4096) == (START, START + WHOLE_LATER)
 
 
 def test_a_reader_in_order_is_followed_further_and_further() -> None:

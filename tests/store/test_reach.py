@@ -40,6 +40,44 @@ async def test_reading_span_after_span(
     assert READ * SPAN <= sum(length for _, length in source.requests) <= READ * SPAN + 2 * rtt_s * 12.5e6
 
 
+async def test_what_lies_before_a_miss_comes_too_but_keeps_it_waiting_for_little(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
+        await trio.sleep(0.05 + length / 12.5e6)
+        return answer
+
+    one = sample([SPAN] * SPANS, codecs=(RAW,))
+    source = ScriptedSource(one.blob, far)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        for number in (0, 20, 40, 60, 80, 100, 200):
+            await store.read(attached, number * SPAN, 4 * KIB)
+        offset, length = source.requests[-1]
+        before, behind = 200 * SPAN - offset, offset + length - 201 * SPAN
+        assert 0 < before < behind / 4
+        assert attached.holds(199 * SPAN, 2 * SPAN)
+
+
+async def test_where_verifying_is_what_takes_long_a_miss_brings_little(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
+        await trio.sleep(0.05 + length / 12.5e6)
+        return answer
+
+    one = sample([SPAN] * SPANS, codecs=(RAW,))
+    source = ScriptedSource(one.blob, far)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        link = attached.queue.link
+        link.check_s_per_byte = 0.05 / (3 * SPAN)
+        link.observe_check = lambda *_: None  # type: ignore[method-assign]
+        for number in range(0, SPANS, 16):
+            await store.read(attached, number * SPAN, 4 * KIB)
+        assert all(length <= 4 * SPAN for _, length in source.requests)
+
+
 async def test_what_is_there_already_is_not_fetched_again(tmp_path: Path, mock_clock: MockClock) -> None:
     async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
         await trio.sleep(0.05 + length / 12.5e6)

@@ -224,7 +224,7 @@ class FetchQueue:
         limit = nobody_waits.get(priority, link.range_limit)
         first, last = self._extend(number, limit, link.gap_limit)
         if priority is Priority.DEMAND:
-            last = self._reach(first, last, link.reach)
+            first, last = self._reach(first, last, *link.reach)
         jobs = deque[SpanJob]()
         for n in range(first, last + 1):
             job = self._queued.pop(n, None)
@@ -252,18 +252,23 @@ class FetchQueue:
                 first, begin = n, offsets[n]
         return first, last
 
-    def _reach(self, first: int, last: int, limit: int) -> int:
-        """The last span that a demand may bring along: what comes in the time that asking takes anyhow.
+    def _reach(self, first: int, last: int, before: int, behind: int) -> tuple[int, int]:
+        """The first and last span of what a demand brings along, at most so many stored bytes on either side.
 
         Files of one directory lie together in a tar, and who reads one often reads the next.
         """
         offsets, lengths = self._spans.stored_offsets, self._spans.stored_lengths
-        end = offsets[first] + limit
-        for n in range(last + 1, len(lengths)):
-            if offsets[n] + lengths[n] > end or n in self.jobs or not self._adopt(n):
-                break
-            last = n
-        return last
+        begin, end = offsets[first] - before, offsets[first] + behind
+        while (
+            last + 1 < len(lengths) and offsets[last + 1] + lengths[last + 1] <= end and self._is_free(last + 1)
+        ):
+            last += 1
+        while first > 0 and offsets[first - 1] >= begin and self._is_free(first - 1):
+            first -= 1
+        return first, last
+
+    def _is_free(self, number: int) -> bool:
+        return number not in self.jobs and self._adopt(number)
 
     async def _fetch(self, jobs: deque[SpanJob]) -> None:
         try:

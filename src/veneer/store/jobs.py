@@ -6,6 +6,7 @@ and disk work is done in the event loop when it is little, else in threads.
 Used from the store's own thread only. Not here: what to ask of a source (:mod:`veneer.store.fetch`).
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -177,7 +178,8 @@ class Jobs:
         for hop, size in hops(urgent, attached.spans, _HOP):
             spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
             inline = _is_little(attached, size)
-            outcomes = await self._work(inline, attached.decode_now, spans, offset, data)
+            outcomes, cpu_s = await self._work(inline, _metered, attached.decode_now, spans, offset, data)
+            queue.link.observe_check(sum(span.stored_length for span in spans), cpu_s)
             of_number = {job.number: job for job in hop}
             for outcome in outcomes:
                 job = of_number[outcome.number]
@@ -206,6 +208,12 @@ class Jobs:
         if inline:
             return function(*args, **kwargs)
         return await self.threads.run(function, *args, **kwargs)
+
+
+def _metered(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
+    """What a call returns, and the processor time that it took."""
+    began = time.thread_time()
+    return function(*args, **kwargs), time.thread_time() - began
 
 
 def _is_little(attached: AttachedDevice, size: int) -> bool:

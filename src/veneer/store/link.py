@@ -1,10 +1,13 @@
 """What requests to one registry cost: round-trip time and bandwidth, as seen by whoever fetches from it.
 
 The time of a request is taken to be ``rtt + length * concurrency / bandwidth``: requests that run together
-share the link. Both terms come from a weighted least-squares line through the recent requests, which forgets
-old ones. From them follow the two sizes that coalescing needs: requests, not bytes, are the scarce resource on
-a long link, and the other way round on a short one.
+share the link. Bandwidth comes from a weighted least-squares line through the recent requests, which forgets
+old ones; the round trip is the time to the first byte in the faster ones of them, as busy processors and full
+queues only ever add to it. From them follow the two sizes that coalescing needs: requests, not bytes, are the
+scarce resource on a long link, and the other way round on a short one.
 """
+
+from collections import deque
 
 import trio
 
@@ -15,6 +18,10 @@ _START_RTT_S = 0.020
 _START_S_PER_BYTE = 1 / 25e6
 #: Weight of older requests, a request: about the last 20 count.
 _FORGET = 0.95
+#: The round trip is seen in the faster quarter of so many requests.
+_FIRSTS, _FASTER = 16, 4
+#: A range up to this length that comes in one piece is as good as its first byte.
+_SHORT = 64 << 10
 #: Below this spread of lengths (bytes, squared) a slope is noise, and the earlier one stays.
 _LEAST_SPREAD = (64 << 10) ** 2
 #: One stall must not look like a slow link: longer times count as this multiple of what was expected.
@@ -28,8 +35,8 @@ _BACKGROUND_FACTOR = 4
 #: A reader does not notice that a demand comes so much later.
 _LEAST_BULK_S = 0.050
 _LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20
-#: A registry nearer than this is asked again sooner than guessing right would save.
-_NEAR_S = 0.003
+#: For what lies behind a demand, so much of what lies before it comes too: a reader has to wait for that.
+_BEFORE = 1 / 8
 #: Requests after which the estimate is more than a guess.
 _LEAST_OBSERVED = 4
 #: How much longer than any before it a range may become on the strength of the estimate.
@@ -51,13 +58,17 @@ class LinkEstimate:
         self.freed = trio.lowlevel.ParkingLot()
         self.rtt_s = _START_RTT_S
         self.s_per_byte = _START_S_PER_BYTE
+        #: Processor time that verifying, decoding and keeping takes, a stored byte.
+        self.check_s_per_byte = 0.0
         # The start values weigh as much as one request of a usual range.
         self._observed = self._longest = 0
+        self._checked = self._check_s = 0.0
         self._weight = 1.0
         self._mean_length = float(_LEAST_RANGE)
         self._mean_time = self.rtt_s + self._mean_length * self.s_per_byte
         self._spread = 0.0
         self._covariance = 0.0
+        self._firsts: deque[float] = deque(maxlen=_FIRSTS)
 
     def begin(self, *, demand: bool) -> int:
         """Count a request, and say how many there are now."""
@@ -72,8 +83,13 @@ class LinkEstimate:
         self.freed.unpark_all()
         return self.running + 1
 
-    def observe(self, length: int, elapsed_s: float, concurrency: float = 1.0) -> None:
-        """Count one request that brought ``length`` bytes while ``concurrency`` requests ran."""
+    def observe(
+        self, length: int, elapsed_s: float, concurrency: float = 1.0, *, first_s: float | None = None
+    ) -> None:
+        """Count one request that brought ``length`` bytes while ``concurrency`` requests ran.
+
+        ``first_s`` is when the first of them came, if they came in several pieces.
+        """
         effective = length * max(1.0, concurrency)
         time = min(elapsed_s, _SURPRISE * (self.rtt_s + effective * self.s_per_byte))
         self._observed += 1
@@ -90,7 +106,17 @@ class LinkEstimate:
         # Nor may the line say that a request of no bytes takes less than no time.
         slope = min(slope, self._mean_time / self._mean_length)
         self.s_per_byte = _clamp(slope, *_S_PER_BYTE_BOUNDS)
-        self.rtt_s = _clamp(self._mean_time - self.s_per_byte * self._mean_length, *_RTT_BOUNDS_S)
+        if first_s is None:
+            first_s = elapsed_s if length <= _SHORT else self._mean_time - self.s_per_byte * self._mean_length
+        self._firsts.append(first_s)
+        faster = sorted(self._firsts)[(len(self._firsts) - 1) // _FASTER]
+        self.rtt_s = _clamp(faster, *_RTT_BOUNDS_S)
+
+    def observe_check(self, length: int, cpu_s: float) -> None:
+        """Count ``length`` stored bytes that took so long to verify, decode and keep."""
+        self._checked = self._checked * _FORGET + length
+        self._check_s = self._check_s * _FORGET + cpu_s
+        self.check_s_per_byte = min(self._check_s / self._checked, _S_PER_BYTE_BOUNDS[1])
 
     @property
     def bandwidth_delay(self) -> float:
@@ -103,12 +129,18 @@ class LinkEstimate:
         return int(_clamp(self.bandwidth_delay, _LEAST_RANGE, _MOST_RANGE))
 
     @property
-    def reach(self) -> int:
-        """How long a range may grow by what nobody asked for yet: what comes in the time that asking takes."""
-        if self._observed < _LEAST_OBSERVED or self.rtt_s < _NEAR_S:
-            return 0
+    def reach(self) -> tuple[int, int]:
+        """How long a range may grow by what nobody asked for yet: bytes before a demand, and behind it.
+
+        In all that is what comes, and is verified, in the time that asking takes: a guess never costs more than
+        asking again would. On a near link it is the verifying that limits it.
+        """
+        if self._observed < _LEAST_OBSERVED:
+            return 0, 0
         # Bandwidth is a guess for lengths far from those that were seen.
-        return int(min(self.bandwidth_delay, _MOST_RANGE, _GROWTH * self._longest))
+        delay = self.rtt_s / max(self.s_per_byte, self.check_s_per_byte)
+        behind = int(min(delay, _MOST_RANGE, _GROWTH * self._longest))
+        return int(behind * _BEFORE), behind
 
     @property
     def background_limit(self) -> int:

@@ -112,6 +112,8 @@ class Transfer:
         self._length = self._end_of(jobs[-1]) - self._offset
         self._patience_s = deadline_s + self._length / _LEAST_RATE
         self._waited_s = 0.0
+        #: When the first of several pieces came.
+        self._first_s: float | None = None
         # What has arrived and is not settled yet: the bytes from _base to _reached.
         self._held: list[bytes] = []
         self._base = self._reached = self._offset
@@ -137,7 +139,7 @@ class Transfer:
                 self._news.unpark_all()
         if error is not None:
             raise error
-        link.observe(self._length, self._waited_s, running / 2)
+        link.observe(self._length, self._waited_s, running / 2, first_s=self._first_s)
 
     async def _receive(self) -> None:
         if len(self._jobs) == 1:
@@ -162,6 +164,8 @@ class Transfer:
     def _take(self, chunk: bytes) -> None:
         self._stats.bytes_fetched += len(chunk)
         self._check(self._reached + len(chunk), whole=False)
+        if self._reached == self._offset and len(chunk) < self._length:
+            self._first_s = self._waited_s
         self._held.append(chunk)
         self._reached += len(chunk)
         self._news.unpark_all()
