@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "Run a command in a container on a lazily mounted image.",
     "profile": "Learn what a start reads, so that it can be there before it is asked for.",
     "bundle": "Write the OCI runtime bundle of an image.",
+    "trace": "Show when what happened in a start, draw it, replay what it read.",
     "pack": "Make a pack of an image for this host: what a start reads, in one piece.",
     "verify": "Check every byte of an image against its index, digests and diffIDs.",
     "index": "Look into the index of an image.",

@@ -7,6 +7,7 @@ from veneer.cli.backend import add_backend_argument, add_workload_argument, with
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.parser import Parser, directory
 from veneer.cli.render import size_text
+from veneer.cli.timing import add_timing_arguments, phases_text, write_timing
 from veneer.errors import UsageError
 
 __all__ = ["COMMAND"]
@@ -22,6 +23,8 @@ class Arguments(CommonArguments):
     backend: str | None
     workload: str
     foreground: bool
+    timing: bool
+    timing_record: Path | None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
     add_backend_argument(parser)
     add_workload_argument(parser)
     add("--foreground", action="store_true", help="Serve the mount here until it is unmounted.")
+    add_timing_arguments(parser, "Say how long what took.")
 
 
 def run(invocation: Invocation, args: Arguments) -> int:
@@ -47,7 +51,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     The mount is served in the background, by the daemon where the kernel lets it (see veneer daemon) and
     else by a process of its own; veneer umount ends it.
     """
-    from veneer.daemon.client import mount_image
+    from veneer.daemon.client import mount_image, timed_mount
     from veneer.daemon.request import MountInfo, MountRequest
 
     root = os.geteuid() == 0
@@ -55,6 +59,9 @@ def run(invocation: Invocation, args: Arguments) -> int:
         raise UsageError(
             "--upper needs root" if not args.read_only else "--upper and --read-only exclude each other"
         )
+    timed = args.timing or args.timing_record is not None
+    if timed and args.foreground:
+        raise UsageError("a mount in the foreground is not timed", hint="use veneer trace show DIRECTORY")
     settings, output = with_backend(invocation.settings, args.backend), invocation.output
     request = MountRequest.create(
         args.image,
@@ -72,6 +79,14 @@ def run(invocation: Invocation, args: Arguments) -> int:
         output.result(document, f"mounted {info.image} on {info.mountpoint} ({how}, {info.backend}; {fetched})")
 
     with output.reporting() as report:
+        if timed:
+            info, record = timed_mount(request, report=report)
+            show(info)
+            if args.timing_record is not None:
+                write_timing(args.timing_record, record)
+            if args.timing:
+                output.say(phases_text(record))
+            return 0
         if not args.foreground:
             show(mount_image(request, report=report))
             return 0

@@ -8,6 +8,7 @@ from veneer.cli.command import EXIT_STATUS, Command, Invocation
 from veneer.cli.container import ContainerArguments, options_of
 from veneer.cli.parser import Parser, not_directory
 from veneer.cli.render import size_text
+from veneer.cli.timing import add_timing_arguments, phases_text, write_timing
 from veneer.errors import UsageError
 
 __all__ = ["COMMAND"]
@@ -23,6 +24,7 @@ class Arguments(ContainerArguments):
     workload: str
     runtime: str | None
     timing: bool
+    timing_record: Path | None
     report: Path | None
 
 
@@ -34,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     add_workload_argument(parser)
     add = parser.add_argument
     add("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
-    add("--timing", action="store_true", help="Say at the end how long what took, and what was fetched.")
+    add_timing_arguments(parser, "Say at the end how long what took, and what was fetched.")
     add("--report", type=not_directory, metavar="FILE", help="Write times, requests and bytes to FILE as JSON.")
 
 
@@ -46,7 +48,8 @@ def run(invocation: Invocation, args: Arguments) -> int:
     from veneer.daemon.client import RunRequest, run_image
 
     settings, output = with_backend(invocation.settings, args.backend), invocation.output
-    request = RunRequest(args.image, options_of(args), args.runtime, args.timing, args.workload)
+    timed = args.timing or args.timing_record is not None
+    request = RunRequest(args.image, options_of(args), args.runtime, timed, args.workload)
 
     with output.reporting() as report:
         result = run_image(request, settings, report=report)
@@ -55,12 +58,15 @@ def run(invocation: Invocation, args: Arguments) -> int:
             args.report.write_text(json.dumps(result.to_json(), indent=2) + "\n")
         except OSError as error:
             raise UsageError(f"cannot write the report {args.report}: {error.strerror}") from error
-    if args.timing:
+    if args.timing_record is not None and result.timing is not None:
+        write_timing(args.timing_record, result.timing)
+    if args.timing and result.timing is not None:
         first = "none" if result.first_output_s is None else f"after {result.first_output_s:.2f} s"
         output.say(
             f"mounted by {result.mount.backend} after {result.mounted_s:.2f} s, first output {first}, "
             f"ended after {result.total_s:.2f} s; {result.requests} requests, {size_text(result.bytes_fetched)}"
         )
+        output.say(phases_text(result.timing))
     return result.exit_code
 
 

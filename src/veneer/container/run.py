@@ -36,10 +36,14 @@ class Outcome:
     Args:
         exit_code: of the command; 128 + n when signal n ended it.
         first_output: :func:`time.monotonic` of its first byte of output; None without, or when nobody watched.
+        spawning: the same of when the runtime began to be spawned, and was.
+        ended: the same of its end.
     """
 
     exit_code: int
     first_output: float | None
+    spawning: tuple[float, float]
+    ended: float
 
 
 class ContainerRun:
@@ -66,16 +70,19 @@ class ContainerRun:
         """Run the bundle as container ``name``, and wait for its end."""
         self._name = name
         with self._forwarding():
+            began = time.monotonic()
             process = subprocess.Popen(
                 [self._runtime, "run", "--bundle", os.fspath(bundle), name],
                 stdin=self._stdin,
                 stdout=subprocess.PIPE if self._watch_output else None,
                 process_group=None if self._shares_group else 0,
             )
+            spawned = time.monotonic()
             self._process = process
             try:
                 first_output = _forward(process.stdout.fileno()) if process.stdout else None
                 code = process.wait()
+                ended = time.monotonic()
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -85,7 +92,7 @@ class ContainerRun:
         if code < 0:
             # The runtime itself was killed, and left its container behind.
             delete_container(self._runtime, name)
-        return Outcome(code if code >= 0 else 128 - code, first_output)
+        return Outcome(code if code >= 0 else 128 - code, first_output, (began, spawned), ended)
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:

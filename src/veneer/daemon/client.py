@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veneer.container.options import ContainerOptions
-from veneer.container.run import ContainerRun
+from veneer.container.run import ContainerRun, Outcome
 from veneer.container.runtime import find_runtime
 from veneer.daemon.ask import DAEMON_SOCKET, Refused, ask
 from veneer.daemon.lifecycle import IDLE_EXIT_S, restore, start_daemon
@@ -26,7 +26,10 @@ from veneer.mount.state import mount_records, this_process
 from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.settings import Settings
 
-__all__ = ["RunRequest", "RunResult", "mount_image", "run_image"]
+if TYPE_CHECKING:
+    from veneer.timing.record import TimingRecord
+
+__all__ = ["RunRequest", "RunResult", "mount_image", "run_image", "timed_mount"]
 
 #: Backends that the daemon serves; ``auto`` is its to decide.
 _RESIDENT = ("auto", "erofs-fanotify")
@@ -40,7 +43,7 @@ class RunRequest:
         image: reference of the image.
         options: how the container differs from what the image says.
         runtime: name of the OCI runtime; None for the first that is installed.
-        timing: note when the first output comes; output then goes through this process.
+        timing: note when what happened, also the first output, which then goes through this process.
         workload: whose pack to use, if there is one.
     """
 
@@ -62,6 +65,7 @@ class RunResult:
         total_s: seconds from the request to the end of the command.
         mount: the mount when it was ready.
         report: the mount at its end; None when its process died before.
+        timing: the timing record, if the run was timed.
     """
 
     exit_code: int
@@ -70,6 +74,7 @@ class RunResult:
     total_s: float
     mount: MountInfo
     report: MountReport | None
+    timing: "TimingRecord | None" = None
 
     @property
     def requests(self) -> int:
@@ -85,7 +90,9 @@ class RunResult:
 
     def to_json(self) -> dict[str, object]:
         """The facts by name."""
-        return asdict(self) | {"requests": self.requests, "bytes_fetched": self.bytes_fetched}
+        facts = asdict(replace(self, timing=None))
+        del facts["timing"]
+        return facts | {"requests": self.requests, "bytes_fetched": self.bytes_fetched}
 
 
 def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInfo:
@@ -116,6 +123,18 @@ def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInf
         if answer["backend"] == "fuse" or settings.backend != "auto":
             report(Notice(f"using the slower backend {answer['backend']}: {answer['reason']}"))
     return start_mount(request, report=report)
+
+
+def timed_mount(request: MountRequest, *, report: Reporter = silent) -> "tuple[MountInfo, TimingRecord]":
+    """Like :func:`mount_image`, with the timing record of the mount."""
+    from veneer.daemon.timed import process_timing, timing_of
+
+    timing = process_timing()
+    began = time.monotonic()
+    timing.add("start-up", timing.began, began)
+    info = mount_image(request, report=report)
+    timing.add("ask", began, time.monotonic())
+    return info, timing_of(info.id, request.settings.run_dir).with_command(timing, ())
 
 
 def run_image(
@@ -159,6 +178,7 @@ def run_image(
     info = mount_image(wanted, report=report)
     mounted_s = time.monotonic() - began
     last: MountReport | None = None
+    timing: TimingRecord | None = None
     try:
         run = ContainerRun(
             runtime,
@@ -170,6 +190,8 @@ def run_image(
         total_s = time.monotonic() - began
         if recorded is not None:
             recorded(info)
+        if request.timing:
+            timing = _timing(info, outcome, began, began + mounted_s, settings.run_dir)
     finally:
         last = _end(info, settings.run_dir)
     return RunResult(
@@ -179,6 +201,7 @@ def run_image(
         total_s=total_s,
         mount=info,
         report=last,
+        timing=timing,
     )
 
 
@@ -190,6 +213,23 @@ def _ask_daemon(request: MountRequest) -> dict[str, Any]:
     except Refused:
         start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S)
     return ask(run_dir, DAEMON_SOCKET, "mount", request=document)
+
+
+def _timing(info: MountInfo, outcome: Outcome, asked: float, mounted: float, run_dir: Path) -> "TimingRecord":
+    """What whoever serves the mount knows, and what is known here."""
+    import json
+
+    from veneer.daemon.timed import process_timing, timing_of
+
+    timing = process_timing()
+    timing.add("start-up", timing.began, asked)
+    timing.add("ask", asked, mounted)
+    timing.add("spawn", *outcome.spawning)
+    if outcome.first_output is not None:
+        timing.mark("first output", outcome.first_output)
+    timing.mark("end", outcome.ended)
+    config = json.loads((Path(info.bundle or "") / "config.json").read_bytes())
+    return timing_of(info.id, run_dir).with_command(timing, config["process"]["args"])
 
 
 def _end(info: MountInfo, run_dir: Path) -> MountReport | None:

@@ -21,6 +21,7 @@ from veneer.oci.digest import Digest
 from veneer.settings import Settings
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore, open_store
+from veneer.timing import UNTIMED, Timing
 
 __all__ = ["Holding", "Holdings"]
 
@@ -77,7 +78,12 @@ class Holdings:
         return {os.fspath(path): one.store for path, one in self._stores.items()}
 
     async def take(
-        self, text: str, settings: Settings, report: Reporter, pack: str | NamedPack | None = None
+        self,
+        text: str,
+        settings: Settings,
+        report: Reporter,
+        pack: str | NamedPack | None = None,
+        timing: Timing = UNTIMED,
     ) -> tuple[Holding, Mapping[str, int]]:
         """The image that ``text`` names, open, for one more user. Raises VeneerError.
 
@@ -86,7 +92,7 @@ class Holdings:
         Returns it, and the counts of its transport without what opening it for this user took.
         """
         taken: tuple[Holding, Mapping[str, int]]
-        taken = await self._nursery.start(self._keep_image, text, settings, report, pack)
+        taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing)
         return taken
 
     def give_back(self, holding: Holding) -> None:
@@ -101,12 +107,14 @@ class Holdings:
         settings: Settings,
         report: Reporter,
         pack: str | NamedPack | None,
+        timing: Timing,
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        opened = await self._store(settings, report)
+        with timing.phase("store"):
+            opened = await self._store(settings, report)
         try:
-            await self._keep_in(opened.store, text, settings, report, pack, task_status)
+            await self._keep_in(opened.store, text, settings, report, pack, timing, task_status)
         finally:
             opened.users -= 1
 
@@ -117,9 +125,10 @@ class Holdings:
         settings: Settings,
         report: Reporter,
         pack: str | NamedPack | None,
+        timing: Timing,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        async with open_image(text, settings, pack=pack, report=report) as image:
+        async with open_image(text, settings, pack=pack, report=report, timing=timing) as image:
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1
@@ -130,7 +139,8 @@ class Holdings:
                 total.retries += spent.retries
                 task_status.started((holding, before))
                 return
-            holding = self._images[key] = self._attach(image, store)
+            with timing.phase("attach"):
+                holding = self._images[key] = self._attach(image, store)
             task_status.started((holding, {}))
             await holding.unused.wait()
             if self._images[key] is holding:

@@ -26,6 +26,9 @@ from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.prefetch.recorder import Recorder
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore
+from veneer.timing import Timing
+from veneer.timing.gather import record_of
+from veneer.timing.record import TimedDevice, TimingRecord
 
 __all__ = ["Service", "subject", "write_place_bundle"]
 
@@ -62,7 +65,9 @@ class Service:
         attached: its devices.
         mounter: how it is mounted.
         log: what its process has to say.
+        store_before: counts of the store that are not this mount's doing; by default those so far.
         transport_before: counts of the image's transport that are not this mount's doing.
+        timing: has noted the phases.
 
     Attributes:
         session: the mount, once it is there.
@@ -79,7 +84,9 @@ class Service:
         mounter: Mounter,
         log: Path,
         *,
+        store_before: Mapping[str, int] | None = None,
         transport_before: Mapping[str, int] | None = None,
+        timing: Timing,
     ) -> None:
         self.session: MountSession | None = None
         self.recorder: Recorder | None = None
@@ -90,7 +97,8 @@ class Service:
         self._attached = attached
         self._mounter = mounter
         self._log = log
-        self._store_before = store.stats.to_json()
+        self._timing = timing
+        self._store_before = store.stats.to_json() if store_before is None else store_before
         self._transport_before = transport_before or {}
 
     def info(self, seconds: float) -> MountInfo:
@@ -141,7 +149,30 @@ class Service:
             await self.unmount(lazy=lazy)
             return {"type": "stopped", "report": report.to_json()}
 
-        return {"status": status, "stop": stop}
+        async def timing(_request: dict[str, object]) -> dict[str, object]:
+            return self.timed()
+
+        return {"status": status, "stop": stop, "timing": timing}
+
+    def timed(self) -> dict[str, object]:
+        """The answer to who asks what took how long."""
+        devices = [(device, "layer") for device in self._attached]
+        if self.packed is not None:
+            devices.append((self.packed, "pack"))
+        record: TimingRecord = record_of(
+            self._timing,
+            self._store.log,
+            {
+                one.device.key.hex: TimedDevice(
+                    str(one.device.blob.digest), kind, one.size, one.device.blob.size
+                )
+                for one, kind in devices
+            },
+            image=self.place.record.image,
+            digest=str(self._image.manifest.digest),
+            backend=self._mounter.choice.backend,
+        )
+        return {"type": "timing", "record": record.to_json()}
 
     async def recorded(self) -> dict[str, object]:
         """Write what has been read so far to :data:`RECORDED`: it may be too much for an answer."""

@@ -30,6 +30,7 @@ from veneer.mount.session import mounted
 from veneer.mount.state import MountRecord, mount_records
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
+from veneer.timing import Timing
 
 __all__ = ["Residents"]
 
@@ -156,7 +157,7 @@ class Residents:
     ) -> None:
         """One mount from beginning to end. An error before it is there goes to whoever asked for it."""
         self._count(1)
-        started = False
+        started, timing = False, Timing()
         try:
             if place is None:
                 place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
@@ -164,14 +165,17 @@ class Residents:
             try:
                 # What is there has to be served as it was made; what is recorded must not go to a pack.
                 pack = existing.pack if existing else None if request.record else request.workload
-                holding, before = await self.holdings.take(request.image, request.settings, report, pack)
+                holding, before = await self.holdings.take(
+                    request.image, request.settings, report, pack, timing
+                )
 
                 def ready(service: Service) -> None:
                     nonlocal started
                     started = True
+                    timing.mark("mounted")
                     task_status.started(service)
 
-                await self._serve(request, choice, place, holding, before, existing, ready)
+                await self._serve(request, choice, place, holding, before, existing, ready, timing)
             finally:
                 with trio.CancelScope(shield=True):
                     if started or existing is None:
@@ -199,6 +203,7 @@ class Residents:
         before: Mapping[str, int],
         existing: "_Kept | None",
         ready: Callable[[Service], None],
+        timing: Timing,
     ) -> None:
         mounter = ResidentMounter(
             self._guards,
@@ -210,6 +215,7 @@ class Residents:
             existing=existing,
             record=request.record and existing is None,
             packed=holding.packed,
+            timing=timing,
         )
         record = place.record
         service = Service(
@@ -220,11 +226,13 @@ class Residents:
             mounter,
             self._log_file,
             transport_before=before,
+            timing=timing,
         )
         bundled = trio.Event()
 
         async def write_bundle() -> None:
-            await write_place_bundle(request, place, holding.image, holding.store, holding.packed)
+            with timing.phase("bundle"):
+                await write_place_bundle(request, place, holding.image, holding.store, holding.packed)
             bundled.set()
 
         async with open_nursery() as nursery:
@@ -239,6 +247,7 @@ class Residents:
                 upper=record.upper,
                 existing=existing is not None,
                 watch=self._watch,
+                timing=timing,
             ) as session:
                 service.session = session
                 service.recorder = mounter.recorder

@@ -29,6 +29,7 @@ from veneer.source.tasks import open_nursery
 from veneer.store.attached import AttachedDevice
 from veneer.store.fetch import Priority
 from veneer.store.spanstore import SpanStore, open_store
+from veneer.timing import Timing
 
 __all__ = ["serve_mount"]
 
@@ -53,7 +54,7 @@ async def serve_mount(
     Raises:
         VeneerError: it could not be mounted.
     """
-    began = trio.current_time()
+    began, timing = trio.current_time(), Timing()
     settings = request.settings
     place = await trio.to_thread.run_sync(Place.claimed, request)
     try:
@@ -61,20 +62,35 @@ async def serve_mount(
         async with open_nursery() as nursery:
             signals = await nursery.start(_Signals().follow, nursery.cancel_scope)
             async with AsyncExitStack() as stack:
-                store = await stack.enter_async_context(open_store(settings))
+                with timing.phase("store"):
+                    store = await stack.enter_async_context(open_store(settings))
                 image = await stack.enter_async_context(
-                    open_image(request.image, settings, pack=request.workload, report=report)
+                    open_image(request.image, settings, pack=request.workload, report=report, timing=timing)
                 )
                 pairs = zip(image.devices, image.sources, strict=True)
-                attached = [store.attach(device, source) for device, source in pairs]
+                with timing.phase("attach"):
+                    attached = [store.attach(device, source) for device, source in pairs]
                 if image.pack is not None:
                     # Here a pack only tells what will be read: reads are answered by this process in any case.
                     originals(image.pack.index, store, attached).prefetch(Priority.PROFILE)
-                mounter = await _mounter(request, place, image, store, attached, report)
-                service = Service(place, image, store, attached, mounter, place.directory / "log")
+                mounter = await _mounter(request, place, image, store, attached, report, timing)
+                service = Service(
+                    place,
+                    image,
+                    store,
+                    attached,
+                    mounter,
+                    place.directory / "log",
+                    store_before={},  # it is this mount's alone
+                    timing=timing,
+                )
                 session = await stack.enter_async_context(
                     mounted(
-                        mounter, place.record.mountpoint, lower=place.record.lower, upper=place.record.upper
+                        mounter,
+                        place.record.mountpoint,
+                        lower=place.record.lower,
+                        upper=place.record.upper,
+                        timing=timing,
                     )
                 )
                 service.session = session
@@ -83,6 +99,7 @@ async def serve_mount(
                 nursery.start_soon(serve_control, listener, service.control())
                 if request.container:
                     nursery.start_soon(service.follow_owner, request.container.owner)
+                timing.mark("mounted")
                 ready(service.info(trio.current_time() - began))
                 await session.ended.wait()
                 nursery.cancel_scope.cancel()
@@ -98,17 +115,23 @@ async def _mounter(
     store: SpanStore,
     attached: Sequence[AttachedDevice],
     report: Reporter,
+    timing: Timing,
 ) -> Mounter:
+    async def write_bundle() -> None:
+        with timing.phase("bundle"):
+            await write_place_bundle(request, place, image, store)
+
     # Looking up the user waits for the network, making the metadata image for the processor.
     async with open_nursery() as nursery:
-        nursery.start_soon(write_place_bundle, request, place, image, store)
-        return await open_mounter(
-            request.settings.backend,
-            subject(image, store, attached),
-            cache_dir=request.settings.cache_dir,
-            devices=place.devices,
-            report=report,
-        )
+        nursery.start_soon(write_bundle)
+        with timing.phase("metadata"):
+            return await open_mounter(
+                request.settings.backend,
+                subject(image, store, attached),
+                cache_dir=request.settings.cache_dir,
+                devices=place.devices,
+                report=report,
+            )
 
 
 class _Signals:

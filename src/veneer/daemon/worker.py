@@ -152,6 +152,7 @@ class Worker:
         return {
             "mount": self._mount,
             "recorded": self._recorded,
+            "timing": self._timing,
             "stop": self._unmount,
             "status": self._status,
             "ping": self._ping,
@@ -194,6 +195,10 @@ class Worker:
     async def _recorded(self, request: dict[str, object]) -> dict[str, object]:
         _, service = self._mounted(request)
         return await service.recorded()
+
+    async def _timing(self, request: dict[str, object]) -> dict[str, object]:
+        _, service = self._mounted(request)
+        return service.timed()
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
         residents, service = self._mounted(request)

@@ -31,6 +31,7 @@ from veneer.settings import Settings
 from veneer.source.base import Repository
 from veneer.source.layout import OCILayout
 from veneer.source.tasks import open_nursery
+from veneer.timing import UNTIMED, Timing
 from veneer.transport import Transport, TransportStats
 
 __all__ = [
@@ -75,7 +76,12 @@ def open_repository(reference: Reference, settings: Settings, transport: Transpo
 
 @asynccontextmanager
 async def open_image(
-    text: str, settings: Settings, *, pack: str | NamedPack | None = None, report: Reporter = silent
+    text: str,
+    settings: Settings,
+    *,
+    pack: str | NamedPack | None = None,
+    report: Reporter = silent,
+    timing: Timing = UNTIMED,
 ) -> AsyncIterator[Image]:
     """Open the image that ``text`` names; its connections live as long as the context.
 
@@ -84,6 +90,7 @@ async def open_image(
         settings: where copies are kept, and how registries are spoken to.
         pack: look for the pack of this workload, and do without if there is none; or have exactly this one.
         report: notices about the image.
+        timing: notes the phases.
 
     Raises:
         UsageError: not a reference.
@@ -91,19 +98,22 @@ async def open_image(
         UnsupportedFormat: the image has no index.
         IntegrityError: something is not what its digest, or the manifest, says.
     """
-    async with resolve_image(text, settings) as (resolved, stats):
-        yield await load_image(resolved, settings, stats, report, pack)
+    async with resolve_image(text, settings, timing) as (resolved, stats):
+        yield await load_image(resolved, settings, stats, report, pack, timing)
 
 
 @asynccontextmanager
-async def resolve_image(text: str, settings: Settings) -> AsyncIterator[tuple[ResolvedImage, TransportStats]]:
+async def resolve_image(
+    text: str, settings: Settings, timing: Timing = UNTIMED
+) -> AsyncIterator[tuple[ResolvedImage, TransportStats]]:
     """The manifest that ``text`` names for the platform of the settings."""
     reference = parse_reference(text)
     async with Transport(settings) as transport:
         repository = open_repository(reference, settings, transport)
         try:
             contents = Contents(repository, settings.cache_dir / "blobs")
-            manifest = await find_manifest(contents, reference, settings.platform)
+            with timing.phase("resolve"):
+                manifest = await find_manifest(contents, reference, settings.platform)
             yield ResolvedImage(reference, contents, manifest), transport.stats
         finally:
             with trio.CancelScope(shield=True):
@@ -148,10 +158,11 @@ async def load_image(
     stats: TransportStats,
     report: Reporter = silent,
     pack: str | NamedPack | None = None,
+    timing: Timing = UNTIMED,
 ) -> Image:
     """Find the index of an image and open it. Raises UnsupportedFormat when there is none.
 
-    ``pack`` is that of :func:`open_image`.
+    ``pack`` and ``timing`` are those of :func:`open_image`.
     """
     contents, manifest = resolved.contents, resolved.manifest
     found: list[tuple[LayerFormat, IndexLocation, OpenedIndex]] = []
@@ -159,16 +170,22 @@ async def load_image(
     packs: list[FoundPack] = []
 
     async def index() -> None:
-        found.append(await _find_index(resolved, settings))
+        with timing.phase("index"):
+            found.append(await _find_index(resolved, settings))
 
     async def config() -> None:
-        configs.append(await load_config(resolved))
+        with timing.phase("config"):
+            configs.append(await load_config(resolved))
+
+    async def pack_index(pack: str | NamedPack) -> None:
+        with timing.phase("pack index"):
+            await _find_pack(resolved, settings, pack, report, packs)
 
     async with open_nursery() as nursery:
         nursery.start_soon(index)
         nursery.start_soon(config)
         if pack is not None:
-            nursery.start_soon(_find_pack, resolved, settings, pack, report, packs)
+            nursery.start_soon(pack_index, pack)
     (layer_format, location, opened), image_config = found[0], configs[0]
     check_binding(opened.devices, manifest, image_config, f"index of {resolved.name}")
     found_pack = _fitting(packs, opened.devices, report, exactly=isinstance(pack, NamedPack))

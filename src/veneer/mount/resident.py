@@ -32,6 +32,7 @@ from veneer.mount.tail import tail_file
 from veneer.prefetch.recorder import Recorder
 from veneer.source.tasks import open_nursery
 from veneer.store.spanstore import AttachedDevice, SpanStore
+from veneer.timing import UNTIMED, Timing
 
 __all__ = ["Existing", "Guards", "ResidentMounter"]
 
@@ -90,6 +91,7 @@ class ResidentMounter:
         existing: the mount is there already.
         record: note what is read. Of a mount that is there already, nobody knows what was read before.
         packed: the pack to use; a mount that is there already uses it.
+        timing: notes the phases.
 
     Attributes:
         packed: the pack that is used.
@@ -108,6 +110,7 @@ class ResidentMounter:
         existing: Existing | None = None,
         record: bool = False,
         packed: Packed | None = None,
+        timing: Timing = UNTIMED,
     ) -> None:
         if record and existing is not None:
             raise ValueError("what an existing mount has read is not known")
@@ -127,6 +130,7 @@ class ResidentMounter:
         self._cache_dir = cache_dir
         self._existing = existing
         self._record = record
+        self._timing = timing
 
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
@@ -161,17 +165,21 @@ class ResidentMounter:
         opened: list[Callable[[], None]] = []
         if self._existing is None:
             opened += await self._begin_pack(stack)
-        metadata = await self._metadata()
+        with self._timing.phase("metadata"):
+            metadata = await self._metadata()
         self.inodes = metadata.inodes
-        opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
+        with self._timing.phase("guard"):
+            opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
         if self._existing is not None and self.packed is not None:
             # Last: what it does not give comes from the layers, which may be read when they are held.
             opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
         attached = [*layers, self.packed.attached] if self.packed else layers
         if self._existing is None:
             # Only now: a descriptor that asks is exchanged when its device is held.
-            tail = await tail_file(metadata, self._store, attached)
-            end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
+            with self._timing.phase("tail"):
+                tail = await tail_file(metadata, self._store, attached)
+            with self._timing.phase("mount"):
+                end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
         else:
             end = await trio.to_thread.run_sync(self._find, target)
             await self._mend(attached)

@@ -7,6 +7,7 @@ case, by detaching whatever is still mounted.
 
 import errno
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from veneer.mount.upper import Upper, discard
 from veneer.mount.users import users_of
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
+from veneer.timing import UNTIMED, Timing
 
 __all__ = ["MountSession", "mounted"]
 
@@ -80,6 +82,7 @@ async def mounted(
     upper: Upper | None = None,
     existing: bool = False,
     watch: MountTableWatch | None = None,
+    timing: Timing = UNTIMED,
 ) -> AsyncIterator[MountSession]:
     """Show a tree on ``mountpoint``, or on ``lower`` with an overlay of ``upper`` on ``mountpoint``.
 
@@ -90,6 +93,7 @@ async def mounted(
         upper: what is written; given exactly when ``lower`` is.
         existing: all of it has been mounted by an earlier process, and is only to be followed.
         watch: is being served, for whoever has many mounts.
+        timing: notes the phases.
 
     Raises:
         MountError: this machine or user cannot mount, or not there.
@@ -97,13 +101,16 @@ async def mounted(
     if (lower is None) != (upper is None):
         raise ValueError("an overlay takes a lower and an upper directory")
     session = MountSession(mountpoint, lower)
+    began = time.monotonic()
     try:
         async with mounter.shown(lower or mountpoint, session.ended.set), open_nursery() as nursery:
+            timing.add("show", began, time.monotonic())
             try:
                 if lower is not None and upper is not None:
                     if not existing:
-                        await trio.to_thread.run_sync(prepare_upper, upper, lower)
-                        await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
+                        with timing.phase("overlay"):
+                            await trio.to_thread.run_sync(prepare_upper, upper, lower)
+                            await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
                     if watch is None:
                         watch = MountTableWatch()
                         await nursery.start(watch.serve)

@@ -26,6 +26,7 @@ from veneer.source.base import BlobSource
 from veneer.store.link import LinkEstimate
 from veneer.store.stats import StoreStats
 from veneer.store.transfer import Priority, Settle, SpanJob, Transfer
+from veneer.timing import DeviceRanges
 
 __all__ = ["FetchQueue", "Priority", "SpanJob", "hops"]
 
@@ -77,6 +78,7 @@ class FetchQueue:
         settle: gets jobs in ascending order, the blob offset of the bytes, and the bytes; it ends each job by
             :meth:`finish` or :meth:`reject`.
         adopt: whether a span inside a gap is missing, so that its bytes are worth keeping.
+        ranges: notes when what happened to a request.
         replace: for a device whose bytes may be had without its source, what is slower: sees to a job that a
             reader waits for, so that the source is not asked a second time for it.
     """
@@ -92,6 +94,7 @@ class FetchQueue:
         deadline_s: float,
         settle: Settle,
         adopt: Callable[[int], bool],
+        ranges: DeviceRanges,
         replace: Callable[[SpanJob], None] | None = None,
     ) -> None:
         self.jobs: dict[int, SpanJob] = {}
@@ -103,6 +106,7 @@ class FetchQueue:
         self._deadline_s = deadline_s
         self._settle = settle
         self._adopt = adopt
+        self._ranges = ranges
         self._replace = replace
         self._queued: dict[int, SpanJob] = {}
         self._heap: list[tuple[Priority, int, int]] = []
@@ -280,6 +284,7 @@ class FetchQueue:
                 stats=self._stats,
                 deadline_s=self._deadline_s,
                 settle=self._settle,
+                ranges=self._ranges,
             )
             try:
                 await transfer.run()

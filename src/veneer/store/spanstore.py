@@ -29,6 +29,7 @@ from veneer.store.owned import BeforePunch
 from veneer.store.presence import Form
 from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
+from veneer.timing import RangeLog
 
 __all__ = ["AttachedDevice", "Form", "OnAccess", "Priority", "SpanStore", "open_store"]
 
@@ -52,7 +53,10 @@ class SpanStore:
         cache: the devices on disk.
         nursery: owns the fetches.
         read_deadline_s: how long one read waits before it fails with Unavailable.
-        on_access: told of every answered read; must be quick.
+        on_access: told of every answered read, in place of :attr:`log`; must be quick.
+
+    Attributes:
+        log: the latest requests, and reads, by device key.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class SpanStore:
         on_access: OnAccess | None = None,
     ) -> None:
         self.stats: StoreStats = cache.stats
-        self.on_access = on_access
+        self.log = RangeLog()
+        self.on_access: OnAccess = on_access or self.log.read
         self._cache = cache
         self._nursery = nursery
         self._deadline_s = read_deadline_s
@@ -120,6 +125,7 @@ class SpanStore:
             deadline_s=self._deadline_s,
             settle=partial(self._jobs.settle, attached),
             adopt=attached.is_missing,
+            ranges=self.log.of(device.key.hex),
             replace=None if original is None else partial(self._jobs.replace, attached),
         )
         self._attached[device.key.raw] = attached
@@ -136,8 +142,7 @@ class SpanStore:
             stats.reads += 1
             stats.hits += 1
             stats.bytes_read += length
-            if self.on_access is not None:
-                self.on_access(attached.device.key.hex, offset, length, 0.0)
+            self.on_access(attached.device.key.hex, offset, length, 0.0)
         return data
 
     async def read(
@@ -175,8 +180,7 @@ class SpanStore:
             stats.errors += 1
             raise
         stats.bytes_read += length
-        if self.on_access is not None:
-            self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
+        self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
         return data
 
     def holds(self, attached: AttachedDevice, offset: int, length: int) -> bool:
@@ -192,8 +196,7 @@ class SpanStore:
             stats.reads += 1
             stats.hits += 1
             stats.bytes_read += length
-            if self.on_access is not None:
-                self.on_access(attached.device.key.hex, offset, length, 0.0)
+            self.on_access(attached.device.key.hex, offset, length, 0.0)
         return held
 
     async def fill(
@@ -220,8 +223,7 @@ class SpanStore:
             stats.errors += 1
             raise
         stats.bytes_read += length
-        if self.on_access is not None:
-            self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
+        self.on_access(attached.device.key.hex, offset, length, trio.current_time() - started)
 
     async def prove(self, attached: AttachedDevice) -> bool:
         """Whether the disk has all of a device, and it is what its diffID promises. Then it is ``complete``.

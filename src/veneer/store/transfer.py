@@ -6,6 +6,7 @@ its last one. A request holds at most the bytes of its range.
 Not here: which range to ask for, and what an error means for its spans (:mod:`veneer.store.fetch`).
 """
 
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
@@ -19,6 +20,7 @@ from veneer.index.model import SpanTable
 from veneer.source.base import BlobSource
 from veneer.store.link import LinkEstimate
 from veneer.store.stats import StoreStats
+from veneer.timing import DeviceRanges, timed_range
 
 __all__ = ["Priority", "Settle", "SpanJob", "Transfer"]
 
@@ -50,11 +52,23 @@ class SpanJob:
         priority: of the most urgent reader so far.
     """
 
-    __slots__ = ("attempts", "done", "error", "number", "plain", "priority", "replaced", "setback", "waiters")
+    __slots__ = (
+        "attempts",
+        "done",
+        "error",
+        "number",
+        "plain",
+        "priority",
+        "queued",
+        "replaced",
+        "setback",
+        "waiters",
+    )
 
     def __init__(self, number: int, priority: Priority) -> None:
         self.number = number
         self.priority = priority
+        self.queued = time.monotonic()
         #: Readers that wait; nobody may wait for a job that was read ahead.
         self.waiters = 0
         #: Set at the end, when either ``plain`` or ``error`` is there.
@@ -89,6 +103,7 @@ class Transfer:
         stats: where the request is counted.
         deadline_s: after which a source that gives nothing counts as stalled.
         settle: gets what has arrived, at once when a demand waits for it.
+        ranges: notes when what happened.
     """
 
     def __init__(
@@ -101,6 +116,7 @@ class Transfer:
         stats: StoreStats,
         deadline_s: float,
         settle: Settle,
+        ranges: DeviceRanges,
     ) -> None:
         self._jobs = jobs
         self._source = source
@@ -110,6 +126,15 @@ class Transfer:
         self._settle = settle
         self._offset = spans.stored_offsets[jobs[0].number]
         self._length = self._end_of(jobs[-1]) - self._offset
+        first, last = jobs[0].number, jobs[-1].number
+        self._times = ranges.sent(
+            self._offset,
+            self._length,
+            (spans.starts[first], spans.starts[last + 1] - spans.starts[first]),
+            spans=len(jobs),
+            priority=min(job.priority for job in jobs).name.lower(),
+            queued=min(job.queued for job in jobs),
+        )
         self._patience_s = deadline_s + self._length / _LEAST_RATE
         self._waited_s = 0.0
         #: When the first of several pieces came.
@@ -124,6 +149,7 @@ class Transfer:
         """Fetch and settle. Raises VeneerError, once everything that came before is settled."""
         link, demand = self._link, any(job.priority is Priority.DEMAND for job in self._jobs)
         self._stats.requests += 1
+        timed_range.set(self._times)
         running = link.begin(demand=demand)
         error: VeneerError | None = None
         # Bytes are taken as fast as they come: a server that has to wait at every write costs both sides time.
@@ -138,6 +164,7 @@ class Transfer:
                 self._ended = True
                 self._news.unpark_all()
         if error is not None:
+            self._times.error = error.message
             raise error
         link.observe(self._length, self._waited_s, running / 2, first_s=self._first_s)
 
@@ -168,6 +195,7 @@ class Transfer:
             self._first_s = self._waited_s
         self._held.append(chunk)
         self._reached += len(chunk)
+        self._times.came()
         self._news.unpark_all()
 
     def _check(self, reached: int, *, whole: bool) -> None:
@@ -189,7 +217,9 @@ class Transfer:
                 data, base = b"".join(self._held), self._base
                 self._base = self._end_of(jobs[-1])
                 self._held = [data[self._base - base :]]
+                began = time.monotonic()
                 await self._settle(jobs, base, data)
+                self._times.settled(began)
             elif self._ended:
                 return
             else:

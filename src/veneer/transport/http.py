@@ -20,6 +20,7 @@ import trio
 from veneer import __version__
 from veneer.errors import RegistryError, Unavailable, UsageError
 from veneer.settings import Settings
+from veneer.timing import answered
 from veneer.transport.address import is_loopback, origin_of, redact_text
 from veneer.transport.diagnosis import Diagnosis, diagnose_connection
 from veneer.transport.proxies import ProxyRules
@@ -278,6 +279,7 @@ class Transport:
             answer = await self._exchange(request, {"timeout": self._timeouts})
         except httpx.HTTPError as error:
             self.fail(error, request)
+        answered()
         return Response(request, answer, self)
 
     async def _exchange(self, request: Request, extensions: dict[str, object]) -> httpx.Response:
