@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from veneer.cli.command import Command, CommonArguments, Invocation, group_of
 from veneer.cli.parser import Parser, existing_file
 from veneer.cli.render import size_text, table
+from veneer.cli.replay import COMMAND as REPLAY
 from veneer.cli.timing import timing_file, write_timing
 from veneer.errors import UsageError
 
@@ -31,7 +32,9 @@ def add_show_arguments(parser: Parser) -> None:
 
 
 def show(invocation: Invocation, args: ShowArguments) -> int:
-    """Show when what happened since MOUNT was asked for: phases, and the latest requests of its store.
+    """Show when what happened since MOUNT was asked for.
+
+    That is how long its phases took, and the latest requests of its store.
 
     MOUNT is a mount point, or the id of a mount as veneer status has it. Every mount keeps such a record,
     of bounded length, so this can be asked after the fact.
@@ -65,7 +68,7 @@ def add_draw_arguments(parser: Parser) -> None:
 
 
 def draw(invocation: Invocation, args: DrawArguments) -> int:
-    """Draw the timing record in the file RECORD as a waterfall, into the file OUTPUT, which ends with .svg."""
+    """Draw the timing record in the file RECORD as a waterfall. OUTPUT is a file whose name ends with .svg."""
     if args.output.suffix != ".svg":
         raise UsageError(f"{args.output} does not end with .svg")
     write_timing(args.output, _read(args.record))
@@ -115,5 +118,6 @@ COMMAND = group_of(
     {
         "show": Command(show, ShowArguments, add_show_arguments),
         "draw": Command(draw, DrawArguments, add_draw_arguments),
+        "replay": REPLAY,
     },
 )

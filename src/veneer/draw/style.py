@@ -101,6 +101,9 @@ _RULES = [
     ".drawing .wash{opacity:.25}",
     *(f".drawing .l{n}{{stroke:var(--s{n});fill:none;stroke-width:1.75}}" for n in range(SERIES)),
     *(f".drawing .s{n}{{fill:var(--s{n})}}" for n in range(SERIES)),
+    ".drawing .title{font-size:13px;font-weight:600}",
+    ".drawing .aim{stroke:var(--ink);stroke-width:2.5;fill:none}",
+    *(f".drawing .heat{n}{{fill:var(--demand);opacity:{0.25 * n:g}}}" for n in range(1, 5)),
     ".drawing .dash{stroke-dasharray:6 4}",
     ".drawing .dot{stroke-dasharray:1.5 3}",
 ]
