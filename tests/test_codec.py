@@ -20,7 +20,7 @@ SKIPPABLE = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
 
 
 def encode(codec: Codec, plain: bytes) -> bytes:
-    if codec == ZSTD:
+    if codec in (ZSTD, FRAMES):
         return zstandard.compress(plain)
     return gzip.compress(plain) if codec == GZIP else plain
 
@@ -113,7 +113,32 @@ def test_a_frame_with_a_huge_window_is_refused() -> None:
     assert decode(ZSTD, small, 300, "span") == b"a" * 300
 
 
-@pytest.mark.parametrize("codec", [ZSTD, GZIP], ids=lambda codec: codec.name)
+FRAMES = Codec("zstd-frames")
+
+
+def test_frames_of_others_need_not_state_their_sizes() -> None:
+    unsized, halves = zstd_frame(PLAIN, write_content_size=False), (PLAIN[:1000], PLAIN[1000:])
+    split = zstd_frame(halves[0]) + SKIPPABLE + zstd_frame(halves[1], write_content_size=False)
+    for stored in (unsized, split, SKIPPABLE + unsized, encode(ZSTD, PLAIN)):
+        assert decode(FRAMES, stored, len(PLAIN), "span") == PLAIN
+        assert decode(FRAMES, memoryview(b"-" + stored)[1:], len(PLAIN), "span") == PLAIN
+
+
+@pytest.mark.parametrize("length", [1, len(PLAIN) - 1, len(PLAIN) + 1])
+def test_frames_hold_exactly_what_is_promised(length: int) -> None:
+    with pytest.raises(IntegrityError, match="exactly"):
+        decode(FRAMES, zstd_frame(PLAIN, write_content_size=False), length, "span")
+
+
+@pytest.mark.parametrize(
+    "stored", [b"", b"\x28\xb5\x2f\xfd", SKIPPABLE, encode(GZIP, PLAIN), encode(ZSTD, PLAIN)[:-9]]
+)
+def test_other_bytes_are_no_frames(stored: bytes) -> None:
+    with pytest.raises(IntegrityError, match="span"):
+        decode(FRAMES, stored, len(PLAIN), "span")
+
+
+@pytest.mark.parametrize("codec", [ZSTD, GZIP, FRAMES], ids=lambda codec: codec.name)
 def test_bombs_are_refused(codec: Codec) -> None:
     bomb = encode(codec, bytes(64 << 20))
     with pytest.raises(IntegrityError):

@@ -1,6 +1,7 @@
 """The whole artifact: header, sections and their digests; what a reader must refuse."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import zstandard
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.index.trees import Node, lay_out, layer_of, layers
+from tests.index.vectors.make import gzip_layer, windows
 from veneer.errors import IntegrityError, UnsupportedFormat, VeneerError
 from veneer.index import wire_header
 from veneer.index.model import LayerIndex, LayerTree, MetadataPolicy
@@ -15,6 +17,7 @@ from veneer.index.wire import (
     SectionRef,
     decode_policy,
     decode_section,
+    encode_spans,
     encode_tree,
     header_length,
     pack_index,
@@ -169,14 +172,37 @@ def test_header_and_spans_must_name_the_same_layer(packed: bytes) -> None:
         unpack_index(patched(packed, FIRST_RECORD, b"\x02\0" + bytes(6) + other))
 
 
-def test_auxiliary_sections_come_last_and_are_left_to_who_needs_them(packed: bytes) -> None:
+def test_windows_come_last_and_belong_to_layers_that_have_some(packed: bytes) -> None:
+    layers = [*unpack_index(packed)[0], gzip_layer(), unpack_index(packed)[0][0]]
+    header = parse_header(pack_index(layers, POLICY))
+    assert [record.aux is not None for record in header.layers] == [False, False, True, False]
+    assert list(header.sections())[-1] == header.layers[2].aux
+    unpacked = unpack_index(pack_index(layers, POLICY))[0]
+    assert [layer.device.windows is not None for layer in unpacked] == [False, False, True, False]
+    assert unpacked[2].device.windows is not None
+    assert unpacked[2].device.windows.key == windows().key
+
+
+def test_windows_of_a_layer_that_needs_none_are_refused(packed: bytes) -> None:
+    plain = encode_spans(windows().blob, windows().diff_id, windows().spans)
+    stored = zstandard.compress(plain)
+    digests = hashlib.sha256(stored).digest(), hashlib.sha256(plain).digest()
     header = parse_header(packed)
-    aux = SectionRef(len(packed), 7, bytes(32), 9, bytes(32))
-    record = header.layers[0]
-    with_aux = LayerRecord(record.blob, record.diff_id, record.tree, record.spans, aux)
-    changed = pack_header([with_aux, header.layers[1]], header.policy) + packed[header.length :] + b"windows"
-    assert parse_header(changed).layers[0] == with_aux
-    assert len(unpack_index(changed)[0]) == 2
+    aux = SectionRef(len(packed), len(stored), digests[0], len(plain), digests[1])
+    records = [replace(header.layers[0], aux=aux), header.layers[1]]
+    changed = pack_header(records, header.policy) + packed[header.length :] + stored
+    with pytest.raises(IntegrityError, match="windows are not those"):
+        unpack_index(changed)
+
+
+def test_a_layer_without_its_windows_is_refused() -> None:
+    packed = pack_index([gzip_layer()], POLICY)
+    header = parse_header(packed)
+    aux = header.layers[0].aux
+    assert aux is not None
+    changed = pack_header([replace(header.layers[0], aux=None)], header.policy)
+    with pytest.raises(IntegrityError, match="no windows"):
+        unpack_index(changed + packed[header.length : aux.offset])
 
 
 def ref_of(stored: bytes, plain: bytes, **changes: int) -> SectionRef:

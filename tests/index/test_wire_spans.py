@@ -1,6 +1,7 @@
 """Spans sections: a device as it is named in the cache, one encoding for each."""
 
 from array import array
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.index.trees import mutate, span_tables
+from tests.index.vectors.make import gzip_layer, windows
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index import wire_spans
 from veneer.index.model import Codec, SpanTable
@@ -130,6 +132,68 @@ def test_unknown_codecs_and_seals_are_said_to_be_unsupported(codecs: list[object
 def test_malformed_fields_are_refused(field: int, value: object) -> None:
     with pytest.raises(IntegrityError):
         decode_spans(with_field(field, value))
+
+
+GZIP = gzip_layer().device
+WINDOWS = windows()
+
+
+def gzip_section(**changes: object) -> bytes:
+    return encode_spans(GZIP.blob, GZIP.diff_id, replace(GZIP.spans, **changes), WINDOWS)  # type: ignore[arg-type] # changes are checked by the test that makes them
+
+
+def test_stretches_keep_their_bits_and_windows() -> None:
+    device = decode_spans(gzip_section(), WINDOWS)
+    assert [span.carry for span in device.spans] == [0, 0b1101, 0]
+    assert device.windows is WINDOWS
+    assert device.spans[1].codec == Codec("deflate", parameters=WINDOWS.key.raw)
+    assert decode_spans(gzip_section(carries=b""), WINDOWS).key != device.key
+
+
+@pytest.mark.parametrize("carries", [bytes(3), bytes([0, 1, 0]), bytes([2, 2]), bytes([0, 13, 0, 0])])
+def test_bits_before_a_span_have_one_form(carries: bytes) -> None:
+    with pytest.raises(IntegrityError, match="bits before"):
+        gzip_section(carries=carries)
+
+
+def test_only_stretches_have_bits_before_them() -> None:
+    with pytest.raises(IntegrityError, match="bits before"):
+        encode_spans(blob(75), DIFF_ID, table(carries=bytes([0, 2, 0])))
+
+
+def test_stretches_have_exactly_the_windows_that_they_name() -> None:
+    data = gzip_section()
+    other = decode_spans(encode_spans(WINDOWS.blob, DIFF_ID, WINDOWS.spans))
+    native = encode_spans(blob(75), DIFF_ID, table())
+    for section, theirs in ((data, None), (data, other), (data, GZIP), (native, WINDOWS)):
+        with pytest.raises(IntegrityError, match="windows"):
+            decode_spans(section, theirs)
+
+
+def test_windows_are_as_many_as_the_stretches() -> None:
+    spans = WINDOWS.spans
+    fewer = replace(
+        spans,
+        starts=spans.starts[:2],
+        stored_offsets=spans.stored_offsets[:1],
+        stored_lengths=spans.stored_lengths[:1],
+        digests=spans.digests[:32],
+    )
+    short = decode_spans(encode_spans(WINDOWS.blob, DIFF_ID, fewer))
+    codecs = (Codec("deflate", parameters=short.key.raw),)
+    with pytest.raises(IntegrityError, match="windows"):
+        encode_spans(GZIP.blob, GZIP.diff_id, replace(GZIP.spans, codecs=codecs), short)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=100)
+def test_mutated_stretches_are_refused_or_canonical(data: st.DataObject) -> None:
+    mutated = mutate(gzip_section(), data)
+    try:
+        device = decode_spans(mutated, WINDOWS)
+    except (IntegrityError, UnsupportedFormat):
+        return
+    assert encode_spans(device.blob, device.diff_id, device.spans, WINDOWS) == mutated
 
 
 def test_devices_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,8 @@ def test_the_artifact_holds_these_sections() -> None:
     artifact = vector("artifact")
     header = parse_header(artifact)
     plain = [decode_section(ref, artifact[ref.offset :][: ref.stored_length]) for ref in header.sections()]
-    assert plain == [
-        vector(name) for name in ("policy", "lower-tree", "lower-spans", "upper-tree", "upper-spans")
-    ]
+    names = ("lower-tree", "lower-spans", "upper-tree", "upper-spans", "gzip-tree", "gzip-spans", "gzip-aux")
+    assert plain == [vector(name) for name in ("policy", *names)]
 
 
 def test_the_artifact_means_the_same_for_ever() -> None:

@@ -199,7 +199,7 @@ def span_tables(draw: st.DrawFn) -> tuple[SpanTable, int]:
                 st.integers(1, 200_000),
                 st.one_of(st.just(0), st.integers(0, 300)),
                 st.integers(1, 200_000),
-                st.sampled_from(["raw", "zstd", "gzip"]),
+                st.sampled_from(["raw", "zstd", "zstd-frames", "gzip"]),
             ),
             max_size=8,
         )

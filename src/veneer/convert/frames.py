@@ -25,6 +25,8 @@ LEVEL = 9
 #: Plain bytes that are compressed in one go: some 10 ms, which makes the hop to a thread cheap.
 BATCH_SIZE = 1 << 20
 
+ZSTD = Codec("zstd")
+
 Frames = list[bytes]
 
 
@@ -126,15 +128,23 @@ class SpanRecorder:
     _offsets: "array[int]" = field(default_factory=lambda: array("q"))
     _lengths: "array[int]" = field(default_factory=lambda: array("q"))
     _digests: bytearray = field(default_factory=bytearray)
+    _carries: bytearray = field(default_factory=bytearray)
 
-    def add(self, frame: Frame, stored_offset: int) -> None:
-        """Note the next frame, which was written at ``stored_offset``."""
+    def add(self, frame: Frame, stored_offset: int, carry: int = 0) -> None:
+        """Note the next frame, which is at ``stored_offset``."""
+        self._carries.append(carry)
         self._starts.append(self._starts[-1] + frame.length)
         self._offsets.append(stored_offset)
         self._lengths.append(len(frame.stored))
         self._digests += frame.digest
 
-    def table(self) -> SpanTable:
-        """The spans so far."""
-        codecs = (Codec("zstd"),) if self._lengths else ()
-        return SpanTable(self._starts, self._offsets, self._lengths, bytes(self._digests), codecs)
+    def table(self, codec: Codec = ZSTD) -> SpanTable:
+        """The spans so far, all of one codec."""
+        return SpanTable(
+            self._starts,
+            self._offsets,
+            self._lengths,
+            bytes(self._digests),
+            (codec,) if self._lengths else (),
+            carries=bytes(self._carries) if any(self._carries) else b"",
+        )

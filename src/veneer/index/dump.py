@@ -61,6 +61,7 @@ def dump_policy(policy: MetadataPolicy) -> dict[str, Json]:
 
 def dump_device(device: Device) -> dict[str, Json]:
     """One layer's data: its blob and all its spans."""
+    windows: dict[str, Json] = {} if device.windows is None else {"windows": dump_device(device.windows)}
     return {
         "key": str(device.key),
         "blob": device.blob.to_json(),
@@ -74,9 +75,11 @@ def dump_device(device: Device) -> dict[str, Json]:
                 "stored_length": span.stored_length,
                 "codec": span.codec.name,
                 "digest": f"sha256:{span.digest.hex()}",
+                **({"carry": span.carry} if span.carry else {}),
             }
             for span in device.spans
         ],
+        **windows,
     }
 
 

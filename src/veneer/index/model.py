@@ -21,9 +21,11 @@ from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 
 __all__ = [
+    "DEFLATE",
     "IMPLICIT_DIR",
     "LINK",
     "WHITEOUT",
+    "WINDOW_SIZE",
     "Codec",
     "Device",
     "Extent",
@@ -34,6 +36,7 @@ __all__ = [
     "Span",
     "SpanTable",
     "Xattrs",
+    "pack_carry",
 ]
 
 # Kinds of rows that st_mode has no type for; the numbers are unused values of S_IFMT.
@@ -52,16 +55,31 @@ class Codec:
     """How the stored bytes of a span become plain bytes.
 
     Args:
-        name: ``raw``, ``zstd`` (one frame that states its content size) or ``gzip`` (one member).
+        name: ``raw``, ``zstd`` (one frame that states its content size), ``zstd-frames`` (whole frames),
+            ``gzip`` (one member) or ``deflate`` (a stretch of a gzip stream, see :data:`DEFLATE`).
         seal: the authenticated cipher around it, "" for none. Readers refuse ciphers they do not know.
+        parameters: of the codec. Those of ``deflate`` are the key of the device with the windows.
     """
 
     name: str
     seal: str = ""
+    parameters: bytes = b""
+
+
+#: Codec of a stretch of a gzip stream that begins at a block boundary, which may be inside of a byte. Such a
+#: span is decoded with the bits that the byte before it has left (:func:`pack_carry`) and with the
+#: :data:`WINDOW_SIZE` plain bytes before it, or what it needs of them: its window.
+DEFLATE = "deflate"
+#: Bytes that deflate can refer back to (RFC 1951).
+WINDOW_SIZE = 32 << 10
 
 
 class Span(NamedTuple):
-    """One row of a :class:`SpanTable`: offsets and lengths in bytes, ``digest`` = SHA-256 of what is stored."""
+    """One row of a :class:`SpanTable`.
+
+    Offsets and lengths are in bytes, ``digest`` is the SHA-256 of what is stored, ``carry`` the bits before
+    that.
+    """
 
     number: int
     offset: int
@@ -70,6 +88,12 @@ class Span(NamedTuple):
     stored_length: int
     codec: Codec
     digest: bytes
+    carry: int = 0
+
+
+def pack_carry(count: int, bits: int) -> int:
+    """``count`` bits (0 to 7), the first of the stream lowest, as one byte; 0 for none of them."""
+    return 1 << count | bits if count else 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +107,8 @@ class SpanTable:
         digests: n times 32 bytes: SHA-256 of each span's stored bytes.
         codecs: the distinct codecs in use.
         codec_of: n indexes into ``codecs``; empty when there is only one.
+        carries: of ``deflate``: n bytes, the bits that belong to each span and are in the byte before its first
+            one (:func:`pack_carry`). Empty for other codecs, and when there are none anywhere.
     """
 
     starts: "array[int]"
@@ -91,6 +117,7 @@ class SpanTable:
     digests: bytes
     codecs: tuple[Codec, ...]
     codec_of: bytes = b""
+    carries: bytes = b""
 
     def __len__(self) -> int:
         return len(self.stored_lengths)
@@ -110,6 +137,7 @@ class SpanTable:
             self.stored_lengths[number],
             self.codecs[self.codec_of[number] if self.codec_of else 0],
             self.digests[32 * number : 32 * number + 32],
+            self.carries[number] if self.carries else 0,
         )
 
     def __iter__(self) -> Iterator[Span]:
@@ -133,13 +161,17 @@ class Device:
         diff_id: digest of the device's bytes, as the image config states it.
         spans: how the blob is cut.
         key: names the device in the cache: SHA-256 of its canonical span section (which names the blob),
-            so a cache entry can never be taken for one with other spans.
+            so a cache entry can never be taken for one with other spans. Where spans have windows, their codec
+            names those, and so does the key.
+        windows: the device with the windows of the spans if those have any: that of span n is the
+            :data:`WINDOW_SIZE` bytes from n times that on.
     """
 
     blob: Descriptor
     diff_id: Digest
     spans: SpanTable
     key: Digest
+    windows: "Device | None" = None
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ Everything read here came from outside: it is bounded before it is allocated, an
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import zstandard
@@ -83,8 +83,14 @@ def pack_index(layers: Sequence[LayerIndex], policy: MetadataPolicy) -> bytes:
     for layer in layers:
         device = layer.device
         tree = add(encode_tree(layer.tree, device.spans.size))
-        spans = add(encode_spans(device.blob, device.diff_id, device.spans))
+        spans = add(encode_spans(device.blob, device.diff_id, device.spans, device.windows))
         records.append(LayerRecord(device.blob.digest, device.diff_id, tree, spans, None))
+    for number, layer in enumerate(layers):
+        if (windows := layer.device.windows) is not None:
+            aux = add(encode_spans(windows.blob, windows.diff_id, windows.spans))
+            if aux.digest != windows.key.raw:
+                raise IntegrityError("index: the key of a device with windows is wrong")
+            records[number] = replace(records[number], aux=aux)
     header = pack_header(records, policy_ref)
     parse_header(header)  # what readers would refuse is not written
     return b"".join((header, body))
@@ -127,7 +133,7 @@ class PackedIndex:
         header = parse_header(data)
         if len(data) != header.artifact_length:
             raise IntegrityError(f"index: expected {header.artifact_length} bytes, got {len(data)}")
-        devices = tuple(_decode_device(record, _section(data, record.spans)) for record in header.layers)
+        devices = tuple(_decode_device(data, record) for record in header.layers)
         return cls(header, devices, decode_policy(_section(data, header.policy)), data)
 
     def layers(self) -> tuple[LayerIndex, ...]:
@@ -142,8 +148,9 @@ def _section(data: bytes, ref: SectionRef) -> bytes:
     return decode_section(ref, data[ref.offset : ref.offset + ref.stored_length])
 
 
-def _decode_device(record: LayerRecord, spans: bytes) -> Device:
-    device = decode_spans(spans)
+def _decode_device(data: bytes, record: LayerRecord) -> Device:
+    windows = decode_spans(_section(data, record.aux)) if record.aux is not None else None
+    device = decode_spans(_section(data, record.spans), windows)
     if (device.blob.digest, device.diff_id) != (record.blob, record.diff_id):
         raise IntegrityError("index: header and spans section name different layers")
     return device

@@ -1,7 +1,8 @@
-"""One zstd frame to exactly the bytes that were promised: the compression of index sections and of spans.
+"""zstd frames to exactly the bytes that were promised: the compression of index sections and of spans.
 
-A frame must state its content size, so the result is allocated once and never larger than the caller expects;
-it needs no dictionary, and nothing follows it. Safe to call from any thread.
+A single frame must state its content size, so the result is allocated once and never larger than the caller
+expects; it needs no dictionary, and nothing follows it. Layers of others have frames that do not. Safe to call
+from any thread.
 """
 
 import threading
@@ -11,10 +12,14 @@ import zstandard
 
 from veneer.errors import IntegrityError
 
-__all__ = ["decode_zstd"]
+__all__ = ["decode_zstd", "decode_zstd_frames"]
 
 #: RFC 8878 (3.1.1.1.2) asks decoders for at least 8 MiB; more is for frames whose content is larger.
 MAX_WINDOW: Final = 8 << 20
+#: Of frames of others: the window that the zstd tool accepts unless told otherwise.
+MAX_STREAM_WINDOW: Final = 128 << 20
+#: Plain bytes that are taken from a decoder at a time.
+_PIECE: Final = 1 << 20
 
 
 class _Contexts(threading.local):
@@ -46,3 +51,19 @@ def decode_zstd(stored: bytes | memoryview, length: int, what: str) -> bytes:
     if len(plain) != length:
         raise IntegrityError(f"{what}: expected {length} bytes, got {len(plain)}")
     return plain
+
+
+def decode_zstd_frames(stored: bytes | memoryview, length: int, what: str) -> bytes:
+    """The ``length`` bytes, at least 1, of whole frames in a row, which need not state their sizes."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_STREAM_WINDOW)
+    frames = decompressor.stream_reader(stored, read_across_frames=True)
+    pieces, left = [], length + 1
+    try:
+        while left and (piece := frames.read(min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+    except zstandard.ZstdError as error:
+        raise IntegrityError(f"{what}: invalid zstd frames: {error}") from error
+    if left != 1:
+        raise IntegrityError(f"{what}: zstd frames do not hold exactly {length} bytes")
+    return b"".join(pieces)

@@ -77,7 +77,7 @@ class SectionRef:
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """One layer's entry in the header. ``aux`` is what decoders of some spans need besides (or None)."""
+    """One layer's entry in the header. ``aux`` says where the windows of its spans are, if they have any."""
 
     blob: Digest
     diff_id: Digest

@@ -10,7 +10,7 @@ from operator import add, sub
 from typing import Final
 
 from veneer.errors import IntegrityError, UnsupportedFormat, UsageError
-from veneer.index.model import Codec, Device, SpanTable
+from veneer.index.model import DEFLATE, WINDOW_SIZE, Codec, Device, SpanTable
 from veneer.index.wire_columns import Fields, pack, unsigned_column
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -22,17 +22,22 @@ MAX_SPAN_LENGTH: Final = 256 << 20
 #: Larger devices are refused: offsets, and sums of offsets and lengths, must fit 63 bits everywhere.
 MAX_DEVICE_SIZE: Final = 1 << 50
 
-_FIELDS: Final = 11
+_FIELDS: Final = 12
 _DIGEST_SIZE: Final = 32
 #: The codecs that version 1 of the format defines. Others come with a required feature bit.
-_CODECS: Final = frozenset({"raw", "zstd", "gzip"})
+_CODECS: Final = frozenset({"raw", "zstd", "zstd-frames", "gzip", DEFLATE})
+#: The least carry that holds a bit: one bit below the mark.
+_LEAST_CARRY: Final = 2
 
 
-def encode_spans(device_blob: Descriptor, diff_id: Digest, spans: SpanTable) -> bytes:
+def encode_spans(
+    device_blob: Descriptor, diff_id: Digest, spans: SpanTable, windows: Device | None = None
+) -> bytes:
     """The plain section of one device; its SHA-256 is the device's key.
 
-    Raises IntegrityError when the table does not describe a device, UnsupportedFormat when it names a codec
-    or seal that the format does not define.
+    ``windows`` is the device with the windows of spans that have some, and None for others. Raises
+    IntegrityError when the table does not describe a device, UnsupportedFormat when it names a codec or seal
+    that the format does not define.
     """
     ends = map(add, spans.stored_offsets, spans.stored_lengths)
     data = pack(
@@ -46,12 +51,13 @@ def encode_spans(device_blob: Descriptor, diff_id: Digest, spans: SpanTable) -> 
             _column(map(sub, spans.stored_offsets, (0, *ends))),
             _column(spans.stored_lengths),
             spans.digests,
-            [[codec.name, codec.seal, b""] for codec in spans.codecs],
+            [[codec.name, codec.seal, codec.parameters] for codec in spans.codecs],
             spans.codec_of,
+            spans.carries,
         ]
     )
     # The decoder is the one place that knows what is allowed, so what it would refuse is never written.
-    written = decode_spans(data).spans
+    written = decode_spans(data, windows).spans
     if any(getattr(written, name) != getattr(spans, name) for name in SpanTable.__slots__):
         raise IntegrityError("span table: its columns contradict each other")
     return data
@@ -64,8 +70,8 @@ def _column(values: "map[int] | array[int]") -> bytes:
         raise IntegrityError("span table: offsets are not ascending, or spans overlap") from error
 
 
-def decode_spans(data: bytes) -> Device:
-    """The device that a plain section describes.
+def decode_spans(data: bytes, windows: Device | None = None) -> Device:
+    """The device that a plain section describes; ``windows`` is the one with its windows, if it has some.
 
     Raises IntegrityError for anything that :func:`encode_spans` would not have written, UnsupportedFormat for
     codecs and seals that nothing here can decode.
@@ -100,8 +106,37 @@ def decode_spans(data: bytes) -> Device:
         digests=digests,
         codecs=codecs,
         codec_of=codec_of,
+        carries=_carries(fields, count, codecs),
     )
-    return Device(blob, diff_id, table, Digest.of(data))
+    _check_windows(codecs, count, windows, what)
+    return Device(blob, diff_id, table, Digest.of(data), windows)
+
+
+def _carries(fields: Fields, count: int, codecs: tuple[Codec, ...]) -> bytes:
+    carries = fields.blob()
+    if carries and (
+        len(carries) != count
+        or not any(carries)
+        or carries.count(_LEAST_CARRY - 1)
+        or any(codec.name != DEFLATE for codec in codecs)
+    ):
+        raise IntegrityError(f"{fields.what}: the bits before its spans make no sense")
+    return carries
+
+
+def _check_windows(codecs: tuple[Codec, ...], count: int, windows: Device | None, what: str) -> None:
+    """Raise unless exactly the spans that need windows have them: all spans of a device, or none."""
+    needed = [codec.parameters for codec in codecs if codec.name == DEFLATE]
+    if windows is None:
+        if needed:
+            raise IntegrityError(f"{what}: its spans have no windows")
+    elif (
+        windows.windows is not None
+        or needed != [windows.key.raw]
+        or len(codecs) != 1
+        or windows.spans.size != WINDOW_SIZE * count
+    ):
+        raise IntegrityError(f"{what}: the windows are not those of its spans")
 
 
 def _codecs(fields: Fields, count: int) -> tuple[tuple[Codec, ...], bytes]:
@@ -122,8 +157,8 @@ def _codec(item: object, what: str) -> Codec:
             pass
         case _:
             raise IntegrityError(f"{what}: a codec is not a name, a seal and its parameters")
-    if seal or parameters:
+    if seal:
         raise UnsupportedFormat(f"{what}: sealed with {seal[:64]!r}, which this version cannot open")
-    if name not in _CODECS:
-        raise UnsupportedFormat(f"{what}: unknown codec {name[:64]!r}")
-    return Codec(name)
+    if name not in _CODECS or (parameters and name != DEFLATE):
+        raise UnsupportedFormat(f"{what}: unknown codec {name[:64]!r}, or unknown parameters of it")
+    return Codec(name, parameters=parameters)

@@ -29,6 +29,7 @@ __all__ = [
     "VENEER_PACK",
     "VENEER_PACK_ARTIFACT",
     "VENEER_PACK_INDEX",
+    "VENEER_WINDOWS",
 ]
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -73,6 +74,8 @@ LAYER_COMPRESSION = {
 
 #: The blob specified in docs/reference/index-format.md.
 VENEER_INDEX = "application/vnd.veneer.index.v1"
+#: The blob with the windows of a gzip layer, as the index's aux section describes it.
+VENEER_WINDOWS = "application/vnd.veneer.windows.v1+zstd"
 #: artifactType of the small manifest that refers to an image and carries its index.
 VENEER_INDEX_ARTIFACT = "application/vnd.veneer.index.v1"
 #: On an image manifest: the JSON text of the index blob's descriptor.

@@ -1,6 +1,6 @@
 """Write the golden vectors: ``python -m tests.index.vectors.make`` from the root of the repository.
 
-An image of two layers that has every fact the format can say. Sections are written plain, in hexadecimal, and
+An image of three layers that has every fact the format can say. Sections are written plain, in hexadecimal, and
 must stay the same for ever; the packed artifact depends on the zstd version and must only decode to the same.
 """
 
@@ -12,14 +12,18 @@ from pathlib import Path
 from veneer.index.dump import dump_image, dump_layer
 from veneer.index.merge import merge
 from veneer.index.model import (
+    DEFLATE,
     IMPLICIT_DIR,
     LINK,
     WHITEOUT,
+    WINDOW_SIZE,
     Codec,
+    Device,
     LayerIndex,
     LayerTree,
     MetadataPolicy,
     SpanTable,
+    pack_carry,
 )
 from veneer.index.wire import (
     decode_spans,
@@ -31,7 +35,7 @@ from veneer.index.wire import (
 )
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
-from veneer.oci.mediatypes import OCI_LAYER, OCI_LAYER_ZSTD
+from veneer.oci.mediatypes import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, VENEER_WINDOWS
 
 DIRECTORY = Path(__file__).parent
 POLICY = MetadataPolicy("keep", {"time out of range": 1, "xattr": 300})
@@ -124,8 +128,51 @@ def upper_tree() -> LayerTree:
     )
 
 
+def gzip_tree() -> LayerTree:
+    """One file, ``/app``."""
+    return LayerTree(
+        names=[b"", b"app"],
+        mode=column([IMPLICIT_DIR | 0o755, stat.S_IFREG | 0o644]),
+        uid=column([0, 1000]),
+        gid=column([0, 1000]),
+        mtime_ns=column([0, TIME]),
+        size=column([0, 3_000_000]),
+        data=column([0, 512]),
+        first_child=column([1, 0]),
+        child_count=column([1, 0]),
+    )
+
+
+def windows() -> Device:
+    """Those of a layer of three spans: two in one frame, one in another."""
+    spans = SpanTable(
+        starts=column([0, 2 * WINDOW_SIZE, 3 * WINDOW_SIZE]),
+        stored_offsets=column([0, 4000]),
+        stored_lengths=column([4000, 1500]),
+        digests=b"".join(Digest.of(b"windows %d" % number).raw for number in range(2)),
+        codecs=(Codec("zstd"),),
+    )
+    blob = Descriptor(VENEER_WINDOWS, Digest.of(b"windows blob"), 5500)
+    return decode_spans(encode_spans(blob, Digest.of(b"windows"), spans))
+
+
+def gzip_layer() -> LayerIndex:
+    """A gzip layer as it is: its spans begin after the header, inside of a byte, and at a byte boundary."""
+    spans = SpanTable(
+        starts=column([0, 1_048_576, 2_097_152, 3_001_856]),
+        stored_offsets=column([10, 400_000, 800_000]),
+        stored_lengths=column([399_990, 400_000, 380_000]),
+        digests=b"".join(Digest.of(b"stretch %d" % number).raw for number in range(3)),
+        codecs=(Codec(DEFLATE, parameters=windows().key.raw),),
+        carries=bytes([0, pack_carry(3, 0b101), 0]),
+    )
+    blob = Descriptor(OCI_LAYER_GZIP, Digest.of(b"gzip"), 1_180_000)
+    data = encode_spans(blob, Digest.of(b"tar"), spans, windows())
+    return LayerIndex(gzip_tree(), decode_spans(data, windows()))
+
+
 def layers() -> list[LayerIndex]:
-    """Both layers; the lower one's blob has a sha512 digest and a gap between its spans."""
+    """All layers; the lowest one's blob has a sha512 digest and a gap between its spans."""
     lower_spans = SpanTable(
         starts=column([0, 1024, 66_560, 110_592]),
         stored_offsets=column([0, 300, 20_400]),
@@ -150,22 +197,25 @@ def layers() -> list[LayerIndex]:
         encode_spans(blobs[1], Digest.of(b"upper"), upper_spans),
     ]
     trees = [lower_tree(), upper_tree()]
-    return [LayerIndex(tree, decode_spans(data)) for tree, data in zip(trees, sections, strict=True)]
+    native = [LayerIndex(tree, decode_spans(data)) for tree, data in zip(trees, sections, strict=True)]
+    return [*native, gzip_layer()]
 
 
 def vectors() -> dict[str, bytes]:
     """File name -> plain section."""
     out = {"policy": encode_policy(POLICY)}
-    for name, layer in zip(("lower", "upper"), layers(), strict=True):
+    for name, layer in zip(("lower", "upper", "gzip"), layers(), strict=True):
+        device = layer.device
         out[f"{name}-tree"] = encode_tree(layer.tree)
-        out[f"{name}-spans"] = encode_spans(layer.device.blob, layer.device.diff_id, layer.device.spans)
+        out[f"{name}-spans"] = encode_spans(device.blob, device.diff_id, device.spans, device.windows)
+    out["gzip-aux"] = encode_spans(windows().blob, windows().diff_id, windows().spans)
     return out
 
 
 def documents() -> dict[str, object]:
     """File name -> what the artifact says, as JSON."""
-    both = layers()
-    return {"layers": [dump_layer(layer) for layer in both], "image": dump_image(merge(both, POLICY))}
+    every = layers()
+    return {"layers": [dump_layer(layer) for layer in every], "image": dump_image(merge(every, POLICY))}
 
 
 def to_hex(data: bytes) -> str:
@@ -180,7 +230,7 @@ def main() -> None:
         (DIRECTORY / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     artifact = pack_index(layers(), POLICY)
     (DIRECTORY / "artifact.hex").write_text(to_hex(artifact))
-    print(f"{len(artifact)} bytes, {header_length(2)} of them header")
+    print(f"{len(artifact)} bytes, {header_length(len(layers()))} of them header")
 
 
 if __name__ == "__main__":

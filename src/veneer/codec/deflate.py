@@ -1,0 +1,121 @@
+"""A stretch of a gzip stream to plain bytes: raw deflate from any bit on, members that end and begin inside.
+
+Inflaters begin at byte boundaries, and shifting the data would misalign stored blocks, which are aligned to
+bytes themselves. So the missing low bits of the first byte are filled with empty deflate blocks: they give no
+output, and every later byte keeps its place. An empty fixed block has 10 bits; one empty dynamic block, which
+has 93, makes the odd lengths.
+
+Not here: what the stretch is supposed to be, which the caller has checked against its digest, and the checksums
+at the ends of members, which are about bytes that came before the stretch.
+"""
+
+from typing import Final
+
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
+
+from veneer.errors import IntegrityError
+from veneer.index.model import WINDOW_SIZE
+
+__all__ = ["decode_stretch"]
+
+#: Raw deflate, and a gzip member, with the largest window.
+_RAW_WBITS: Final = -15
+_GZIP_WBITS: Final = 31
+#: CRC-32 and length at the end of a member (RFC 1952).
+_TRAILER: Final = 8
+#: An inflater copies what follows a member when it ends; short inputs keep many short members cheap.
+_INPUT: Final = 16 << 10
+#: The fixed Huffman code, and nothing but its end-of-block symbol.
+_EMPTY_FIXED: Final = (3, 1 << 1), (7, 0)
+
+
+def _fillers() -> tuple[tuple[int, int], ...]:
+    """Bit strings of empty blocks, the first bit lowest, and their lengths; the k-th one's is k modulo 8."""
+
+    def joined(*fields: tuple[int, int]) -> tuple[int, int]:
+        bits = length = 0
+        for size, value in fields:
+            bits |= value << length
+            length += size
+        return bits, length
+
+    # A dynamic block (RFC 1951, 3.2.7): 257 literal codes, 1 distance code, 18 code length codes.
+    header = ((1, 0), (2, 2), (5, 0), (5, 0), (4, 14))
+    # In the order 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1: the codes of 18 and 0 have 2 bits, that of 1 has
+    # one.
+    code_lengths = tuple((3, {2: 2, 3: 2, 17: 1}.get(place, 0)) for place in range(18))
+    many, zero, one = (2, 0b11), (2, 0b01), (1, 0)
+    # 256 literals without a code, the end-of-block symbol with one of 1 bit, the distance without; and that
+    # symbol.
+    lengths = (many, (7, 138 - 11), many, (7, 118 - 11), one, zero)
+    dynamic = (*header, *code_lengths, *lengths, (1, 0))
+    found = []
+    for remainder in range(8):
+        blocks = dynamic if remainder % 2 else ()
+        while sum(size for size, _ in blocks) % 8 != remainder:
+            blocks = (*blocks, *_EMPTY_FIXED)
+        found.append(joined(*blocks))
+    return tuple(found)
+
+
+_FILLERS: Final = _fillers()
+
+
+def decode_stretch(stored: bytes | memoryview, length: int, carry: int, window: bytes, what: str) -> bytes:
+    """The ``length`` plain bytes of a stretch.
+
+    Args:
+        stored: from the first whole byte to before the next stretch or the end of the stream.
+        length: plain length in bytes, at least 1; bounds the memory that this takes.
+        carry: the bits of the stretch that are in the byte before (:func:`veneer.index.model.pack_carry`).
+        window: the :data:`WINDOW_SIZE` plain bytes before; what is not referred to may be anything.
+        what: names the bytes in errors.
+
+    Raises:
+        IntegrityError: the bytes are corrupt, or hold more or less than ``length`` bytes.
+    """
+    if len(window) != WINDOW_SIZE:
+        raise IntegrityError(f"{what}: its window has {len(window)} bytes")
+    try:
+        plain = _inflate(stored, length, carry, window)
+    except IsalError as error:  # type: ignore[misc] # the stub takes the class for one of its instances
+        raise IntegrityError(f"{what}: invalid gzip stream: {error}") from error
+    if len(plain) != length:
+        raise IntegrityError(f"{what}: a stretch of a gzip stream does not hold exactly {length} bytes")
+    return plain
+
+
+def _inflate(stored: bytes | memoryview, length: int, carry: int, window: bytes) -> bytes:
+    """What the stretch holds, at most one byte more than ``length``."""
+    stream = isal_zlib.decompressobj(wbits=_RAW_WBITS, zdict=window)
+    if carry:
+        stream.decompress(_aligned(carry))
+    # One byte more than expected: enough to see that there is more.
+    first = stream.decompress(stored, length + 1)
+    if not stream.eof or not (rest := memoryview(stored)[len(stored) - len(stream.unused_data) + _TRAILER :]):
+        return first
+    return b"".join((first, *_members(rest, length + 1 - len(first))))
+
+
+def _aligned(carry: int) -> bytes:
+    """Whole bytes that end with the bits of a carry, and mean nothing but those."""
+    count = carry.bit_length() - 1
+    bits, length = _FILLERS[8 - count]
+    bits |= (carry & ~(1 << count)) << length
+    return bits.to_bytes((length + count) // 8, "little")
+
+
+def _members(stored: memoryview, most: int) -> list[bytes]:
+    """Plain bytes, at most ``most``, of members of which the last one may have no end."""
+    pieces: list[bytes] = []
+    at, member = 0, isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+    while most and at < len(stored):
+        if member.eof:
+            member = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+        given = stored[at : at + _INPUT]
+        plain = member.decompress(given, most)
+        at += len(given) - len(member.unused_data) - len(member.unconsumed_tail)
+        most -= len(plain)
+        pieces.append(plain)
+    return pieces
