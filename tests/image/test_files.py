@@ -12,7 +12,8 @@ from tests.image.conftest import BASE, BIG, TOP
 from veneer.convert.convert import convert
 from veneer.errors import NotFound, UsageError
 from veneer.image import open_image
-from veneer.image.files import find, list_path, read_file
+from veneer.image.files import list_path, read_file
+from veneer.index.paths import find
 from veneer.settings import Settings
 from veneer.store.spanstore import open_store
 from veneer.testing.images import write_image

@@ -85,7 +85,7 @@ def test_an_index_is_what_was_written(index: PackIndex) -> None:
         )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(indexes(), st.data())
 def test_a_damaged_index_is_refused_or_an_index(index: PackIndex, data: st.DataObject) -> None:
     """The digest would tell; here it is the attacker's own."""

@@ -65,6 +65,19 @@ def parse(value: object) -> Profile:
     return Profile.parse(json.dumps(value).encode())
 
 
+def test_a_static_profile_has_a_say_in_what_no_run_has_used() -> None:
+    one, two = LAYERS[:2]
+    static = profile([Use(one, 50, 10, 0, 0), Use(one, 0, 10, 0, 0), Use(two, 0, 5, 0, 0)], runs=0)
+    recorded = profile([Use(one, 0, 10, 3, 1), Use(one, 50, 10, 4, 1)], runs=2)
+    assert static.static
+    assert not recorded.static
+    merged = merge_profiles([static, recorded])
+    assert merged.runs == 2
+    assert order(merged.uses)[:20] == order(recorded.uses)
+    assert {use.layer for use in merged.uses} == {one, two}
+    assert merge_profiles([static, static]) == static
+
+
 @given(profiles)
 @settings(deadline=None)
 def test_what_is_written_is_read_again(written: Profile) -> None:
@@ -169,7 +182,7 @@ def test_other_bytes_are_refused(data: bytes) -> None:
         ({"image": "latest"}, "invalid digest"),
         ({"workload": "../other"}, "workload"),
         ({"workload": ""}, "workload"),
-        ({"runs": 0}, "runs"),
+        ({"runs": -1}, "runs"),
         ({"command": [1]}, "command"),
         ({"comment": ""}, "members"),
     ],

@@ -1,6 +1,7 @@
 """``veneer convert``: make an image lazily loadable."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class Arguments(CommonArguments):
     destination: str
     devices: str
     profile: Sequence[Path]
+    no_static: bool
+    workload_command: str | None
 
 
 def add_arguments(parser: Parser) -> None:
@@ -40,6 +43,17 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="Add a pack of what this profile says that a start reads; may be repeated.",
     )
+    parser.add_argument(
+        "--workload-command",
+        metavar="COMMAND",
+        help="What the image will be started with, in place of its Cmd, for the pack that is made without a "
+        "profile.",
+    )
+    parser.add_argument(
+        "--no-static",
+        action="store_true",
+        help="Add no pack of what the image's files tell that a start will read.",
+    )
 
 
 def run(invocation: Invocation, args: Arguments) -> int:
@@ -47,6 +61,9 @@ def run(invocation: Invocation, args: Arguments) -> int:
 
     The copy is an ordinary OCI image with the same config and diffIDs. All platforms are converted unless
     --platform names one. An interrupted conversion goes on where it was when it is run again.
+
+    Unless there is a profile of the default workload, a pack is added of what the start of the image's command
+    will read, as far as its files tell; nothing of it is run.
     """
     from veneer.convert.convert import convert
     from veneer.image.profiles import read_profile
@@ -57,6 +74,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
         profiles = [read_profile(path) for path in args.profile]
     except OSError as error:
         raise UsageError(f"cannot read the profile {error.filename}: {error.strerror}") from error
+    static = None if args.no_static else _words(args.workload_command or "")
     with invocation.output.reporting() as report:
         result = invocation.run(
             lambda: convert(
@@ -65,6 +83,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
                 settings,
                 devices=args.devices,
                 profiles=profiles,
+                static=static,
                 platform=settings.platform if chosen else None,
                 report=report,
             )
@@ -80,13 +99,21 @@ def run(invocation: Invocation, args: Arguments) -> int:
             f"index {size_text(image.index.size)}"
         )
         lines += [
-            f"  pack of {pack.workload}: {size_text(pack.size)} in {size_text(pack.stored_size)}"
+            f"  {'static ' if pack.static else ''}pack of {pack.workload}: "
+            f"{size_text(pack.size)} in {size_text(pack.stored_size)}"
             for pack in image.packs
         ]
         lines += [f"  left out of the index: {count} x {what}" for what, count in image.dropped.items()]
     lines.append(result.destination)
     invocation.output.result(result.to_json(), "\n".join(lines))
     return 0
+
+
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--workload-command {text!r}: {error}") from error
 
 
 COMMAND = Command(run, Arguments, add_arguments)

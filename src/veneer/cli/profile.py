@@ -1,7 +1,7 @@
 """``veneer profile``: learning what a start reads, and looking after what was learnt."""
 
-import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from veneer.cli.backend import add_backend_argument, with_backend
 from veneer.cli.command import EXIT_STATUS, Command, CommonArguments, Invocation, group_of
 from veneer.cli.container import ContainerArguments, options_of
-from veneer.cli.parser import Parser, existing_file, not_directory
+from veneer.cli.parser import Parser, existing_file
+from veneer.cli.profile_files import (
+    add_output,
+    add_workload,
+    amount_text,
+    put_out,
+    read_given,
+    write_profile,
+)
+from veneer.cli.profile_static import STATIC
 from veneer.cli.render import path_json, printable, size_text, table
 from veneer.errors import UsageError, VeneerError
 from veneer.events import Notice
@@ -23,19 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND"]
 
 _EXIT_STATUS = EXIT_STATUS.replace("0 success", "that of the command; before it runs, and after:\n ", 1)
-#: As in :mod:`veneer.prefetch.profile`, which is not imported for help.
-_DEFAULT_WORKLOAD = "default"
-
-
-def _add_workload(parser: Parser, default: str | None = _DEFAULT_WORKLOAD) -> None:
-    shown = f" [default: {default}]" if default else ""
-    parser.add_argument(
-        "--workload", default=default, metavar="NAME", help=f"Which workload of the image.{shown}"
-    )
-
-
-def _add_output(parser: Parser, about: str) -> None:
-    parser.add_argument("-o", "--output", type=not_directory, metavar="FILE", help=about)
 
 
 class RecordArguments(ContainerArguments):
@@ -55,9 +51,9 @@ def add_record_arguments(parser: Parser) -> None:
     RecordArguments.add_container(parser)
     add_backend_argument(parser)
     parser.add_argument("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
-    _add_workload(parser)
+    add_workload(parser)
     parser.add_argument("--merge", action="store_true", help="Merge it with the profile that is kept here.")
-    _add_output(parser, "Write it to FILE as well.")
+    add_output(parser, "Write it to FILE as well.")
 
 
 def record(invocation: Invocation, args: RecordArguments) -> int:
@@ -82,8 +78,8 @@ def record(invocation: Invocation, args: RecordArguments) -> int:
         profile = merge_profiles([kept_profile(settings.cache_dir, image, args.workload), profile])
     keep_profile(settings.cache_dir, image, profile)
     if args.output is not None:
-        _write(args.output, profile)
-    output.say(f"recorded {_amount(profile)} as workload {profile.workload} of {image}")
+        write_profile(args.output, profile)
+    output.say(f"recorded {amount_text(profile)} as workload {profile.workload} of {image}")
     return result.exit_code
 
 
@@ -98,26 +94,30 @@ class ShowArguments(CommonArguments):
 def add_show_arguments(parser: Parser) -> None:
     """Declare them."""
     parser.add_word("PROFILE")
-    _add_workload(parser)
+    add_workload(parser)
     parser.add_argument("--image", metavar="IMAGE", help="Whose files to name, when PROFILE is a file.")
 
 
 def show(invocation: Invocation, args: ShowArguments) -> int:
     """Show what a profile says: how much of which layers is used, and of which files.
 
-    PROFILE is a file, or an IMAGE whose profile is kept here.
+    PROFILE is a file, or an IMAGE whose profile is kept here. The image's other workloads are named, too.
     """
     from veneer.image.open import load_image, resolve_image
-    from veneer.image.profiles import files_used, kept_profile
+    from veneer.image.profiles import files_used, kept_profile, kept_workloads
 
     settings, path = invocation.settings, Path(args.profile)
-    given = _read(path) if path.is_file() else None
+    given = read_given(path) if path.is_file() else None
     image = args.profile if given is None else args.image
+
+    names: list[str] = []
 
     async def look(image: str) -> "tuple[Profile, list[FileUse] | None]":
         with invocation.output.reporting() as report:
             async with resolve_image(image, settings) as (resolved, stats):
-                found = given or kept_profile(settings.cache_dir, resolved.manifest.digest, args.workload)
+                digest = resolved.manifest.digest
+                found = given or kept_profile(settings.cache_dir, digest, args.workload)
+                names.extend(kept_workloads(settings.cache_dir, digest))
                 try:
                     opened = await load_image(resolved, settings, stats, report)
                     return found, files_used(await opened.load(), found)
@@ -128,7 +128,7 @@ def show(invocation: Invocation, args: ShowArguments) -> int:
     profile, files = (given, None) if image is None else invocation.run(partial(look, image))
     if profile is None:
         raise AssertionError("without a file it is an image")
-    invocation.output.result(_document(profile, files), _text(profile, files))
+    invocation.output.result(_document(profile, files, names), _text(profile, files, names))
     return 0
 
 
@@ -144,17 +144,17 @@ def add_merge_arguments(parser: Parser) -> None:
     """Declare them."""
     parser.add_word("FILE", type=existing_file, repeated=True)
     parser.add_argument("--workload", metavar="NAME", help="What to call the result; by default as they are.")
-    _add_output(parser, "Write to FILE, not to standard output.")
+    add_output(parser, "Write to FILE, not to standard output.")
 
 
 def merge(invocation: Invocation, args: MergeArguments) -> int:
     """Merge profiles of several runs into one: what any of them used, in the order of the median run."""
     from veneer.prefetch.profile import merge_profiles
 
-    profiles = [_read(path) for path in args.file]
+    profiles = [read_given(path) for path in args.file]
     if args.workload is not None:
         profiles = [replace(profile, workload=args.workload) for profile in profiles]
-    _put_out(invocation, merge_profiles(profiles), args.output)
+    put_out(invocation, merge_profiles(profiles), args.output)
     return 0
 
 
@@ -169,8 +169,8 @@ class ExportArguments(CommonArguments):
 def add_export_arguments(parser: Parser) -> None:
     """Declare them."""
     parser.add_word("IMAGE")
-    _add_workload(parser)
-    _add_output(parser, "Write to FILE, not to standard output.")
+    add_workload(parser)
+    add_output(parser, "Write to FILE, not to standard output.")
 
 
 def export(invocation: Invocation, args: ExportArguments) -> int:
@@ -183,7 +183,7 @@ def export(invocation: Invocation, args: ExportArguments) -> int:
             return resolved.manifest.digest
 
     image = invocation.run(find)
-    _put_out(invocation, kept_profile(invocation.settings.cache_dir, image, args.workload), args.output)
+    put_out(invocation, kept_profile(invocation.settings.cache_dir, image, args.workload), args.output)
     return 0
 
 
@@ -207,7 +207,7 @@ def import_(invocation: Invocation, args: ImportArguments) -> int:
     from veneer.image.open import load_config, resolve_image
     from veneer.image.profiles import keep_profile
 
-    given = _read(args.file)
+    given = read_given(args.file)
 
     async def find() -> "tuple[Digest, tuple[Digest, ...]]":
         async with resolve_image(args.image, invocation.settings) as (resolved, _):
@@ -221,43 +221,11 @@ def import_(invocation: Invocation, args: ImportArguments) -> int:
     keep_profile(invocation.settings.cache_dir, image, profile)
     if (left := len(given.layers) - len(fitting.layers)) > 0:
         invocation.output.say(f"note: left out {left} layers that {args.image} does not have")
-    invocation.output.say(f"kept {_amount(profile)} as workload {profile.workload} of {image}")
+    invocation.output.say(f"kept {amount_text(profile)} as workload {profile.workload} of {image}")
     return 0
 
 
-# Files
-
-
-def _read(path: Path) -> "Profile":
-    from veneer.image.profiles import read_profile
-
-    try:
-        return read_profile(path)
-    except OSError as error:
-        raise UsageError(f"cannot read the profile {path}: {error.strerror}") from error
-
-
-def _write(path: Path, profile: "Profile") -> None:
-    try:
-        path.write_bytes(profile.to_json() + b"\n")
-    except OSError as error:
-        raise UsageError(f"cannot write the profile {path}: {error.strerror}") from error
-
-
-def _put_out(invocation: Invocation, profile: "Profile", path: Path | None) -> None:
-    if path is not None:
-        _write(path, profile)
-        return
-    text = profile.to_json().decode()
-    invocation.output.result(json.loads(text), text)
-
-
 # How profiles look
-
-
-def _amount(profile: "Profile") -> str:
-    ranges, layers = len(profile.uses), len(profile.layers)
-    return f"{ranges} ranges of {layers} layers, {size_text(profile.size)},"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +251,13 @@ def _layers(profile: "Profile") -> list[_Layer]:
     return out
 
 
-def _document(profile: "Profile", files: "list[FileUse] | None") -> dict[str, object]:
+def _document(profile: "Profile", files: "list[FileUse] | None", workloads: Sequence[str]) -> dict[str, object]:
     return {
         "workload": profile.workload,
+        "workloads": list(workloads),
         "image": profile.image,
         "command": list(profile.command),
+        "origin": "static" if profile.static else "recorded",
         "runs": profile.runs,
         "ranges": len(profile.uses),
         "bytes": profile.size,
@@ -301,10 +271,13 @@ def _document(profile: "Profile", files: "list[FileUse] | None") -> dict[str, ob
     }
 
 
-def _text(profile: "Profile", files: "list[FileUse] | None") -> str:
+def _text(profile: "Profile", files: "list[FileUse] | None", workloads: Sequence[str]) -> str:
     runs = "1 run" if profile.runs == 1 else f"{profile.runs} runs"
-    lines = [f"workload {profile.workload}, {runs} of: {printable(shlex.join(profile.command))}"]
+    how = "told from the files (static)" if profile.static else runs
+    lines = [f"workload {profile.workload}, {how} of: {printable(shlex.join(profile.command))}"]
     lines += [f"image {profile.image}"] if profile.image else []
+    others = [name for name in workloads if name != profile.workload]
+    lines += [f"other workloads of the image: {', '.join(others)}"] if others else []
     rows: list[tuple[str, ...]] = [("LAYER", "RANGES", "BYTES", "FIRST", "LAST", "LONGEST WAIT")]
     for layer in _layers(profile):
         times = (f"{ms:.1f} ms" for ms in (layer.first_ms, layer.last_ms, layer.longest_wait_ms))
@@ -328,6 +301,7 @@ COMMAND = group_of(
     "Learn what a start reads, so that it can be there before it is asked for.",
     {
         "record": Command(record, RecordArguments, add_record_arguments, _EXIT_STATUS),
+        "static": STATIC,
         "show": Command(show, ShowArguments, add_show_arguments),
         "merge": Command(merge, MergeArguments, add_merge_arguments),
         "export": Command(export, ExportArguments, add_export_arguments),

@@ -63,7 +63,8 @@ def _describe(found: "MountStatus") -> str:
 
 def _describe_pack(pack: "PackReport") -> str:
     of = {"annotation": "of the image", "local": "made by this host"}.get(pack.origin, pack.origin)
-    which = f"pack of the workload {pack.workload}, {of}: "
+    kind = "static pack" if pack.static else "pack"
+    which = f"{kind} of the workload {pack.workload}, {of}: "
     if not pack.mapped:
         return which + "only tells what to fetch first"
     how_much = f"{size_text(pack.cached)} of {size_text(pack.size)}"

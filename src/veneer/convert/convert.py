@@ -44,6 +44,7 @@ async def convert(
     *,
     devices: str = "drop",
     profiles: Sequence[Profile] = (),
+    static: Sequence[str] | None = None,
     platform: Platform | None = None,
     cores: int | None = None,
     report: Reporter = silent,
@@ -56,6 +57,8 @@ async def convert(
         settings: where work is kept, and how registries are spoken to.
         devices: ``keep`` to have device nodes in the index; the layers have them either way.
         profiles: what to make packs of.
+        static: make a pack of what starting the image will read, unless there is one for the default workload;
+            of these words in place of the image's Cmd, unless they are (). None makes none.
         platform: convert only this one of a multi-platform image; None converts all of them.
         cores: how many to compress on; None takes all that this process may use.
         report: told of progress and of what is left out.
@@ -79,7 +82,7 @@ async def convert(
         origin = open_repository(source, settings, transport)
         target = _open_destination(destination, settings, transport)
         pusher = Pusher(origin, target, work_directory, report)
-        packer = Packer(pusher, settings, profiles, work_directory, report)
+        packer = Packer(pusher, settings, profiles, work_directory, report, static=static)
         converter = ImageConverter(
             pusher,
             work,

@@ -139,7 +139,7 @@ class ImageConverter:
         sources = [FileBlob(layer.path, f"layer {layer.blob.digest}", layer.blob.size) for layer in stored]
         indexes = [layer.index for layer in stored]
         devices = [index.device for index in indexes]
-        packed = await self._packer.pack(resolved, devices, partial(merge, indexes, policy), sources)
+        packed = await self._packer.pack(resolved, devices, partial(merge, indexes, policy), sources, config)
         annotations = _with_packs(manifest.annotations, packed)
         annotations[ANNOTATION_INDEX] = canonical_json(index.to_json()).decode()
         raw = build_manifest(new_config, new_layers, annotations=annotations, subject=manifest.subject)

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import trio
 
-from veneer.convert.pack import BuiltPack, pack_tree
+from veneer.convert.pack import LEVEL, STATIC_LEVEL, BuiltPack, pack_tree
 from veneer.convert.push import Pusher
 from veneer.convert.result import ConvertedPack
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, UsageError
 from veneer.events import Notice, Reporter
 from veneer.image.open import ResolvedImage
 from veneer.image.packs import NamedPack, annotated_packs, open_pack, packs_annotation
+from veneer.image.static import command_of, look
 from veneer.index.model import Device, ImageIndex
+from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.mediatypes import VENEER_PACK_ARTIFACT
-from veneer.prefetch.profile import Profile, merge_profiles
+from veneer.prefetch.profile import DEFAULT_WORKLOAD, Profile, merge_profiles
 from veneer.settings import Settings
 from veneer.source.base import BlobSource
 from veneer.store.spanstore import open_store
@@ -51,6 +53,8 @@ class Packer:
     Args:
         profiles: what to make packs of; several of one workload are merged.
         directory: for what is read on the way.
+        static: make one of what starting an image will read, for images without a default one; of these words
+            in place of the image's Cmd, unless they are ().
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Packer:
         profiles: Sequence[Profile],
         directory: Path,
         report: Reporter,
+        *,
+        static: Sequence[str] | None = None,
     ) -> None:
         workloads = dict.fromkeys(profile.workload for profile in profiles)
         self._profiles = [
@@ -71,6 +77,7 @@ class Packer:
         self._settings = settings
         self._directory = directory
         self._report = report
+        self._static = static
 
     def check(self) -> None:
         """Raise UsageError when a profile was of no image."""
@@ -86,6 +93,7 @@ class Packer:
         devices: Sequence[Device],
         tree: Callable[[], ImageIndex],
         sources: Sequence[BlobSource],
+        config: ImageConfig | None = None,
     ) -> PackedImage:
         """Put the packs of an image into the destination.
 
@@ -94,21 +102,27 @@ class Packer:
             devices: of its layers in the destination.
             tree: gives what is on them; blocks, and is called only if need be.
             sources: their blobs.
+            config: of an image that may get a static pack.
         """
         layers = {device.diff_id for device in devices}
         profiles = [profile for profile in self._profiles if profile.restricted(layers).uses]
-        built: list[BuiltPack] = []
-        if profiles:
-            index = await trio.to_thread.run_sync(tree)
-            built = await self._build(resolved.name, index, sources, profiles)
-            self._unused -= {profile.workload for profile in profiles}
+        workloads = {profile.workload for profile in profiles}
+        self._unused -= workloads
         packs: dict[str, tuple[ConvertedPack, Descriptor, Descriptor]] = {}
-        for named, blob, size in await self._copy(resolved, {pack.workload for pack in built}):
-            packs[named.workload] = ConvertedPack(named.workload, size, blob.size), named.descriptor, blob
+        for named, blob, size in await self._copy(resolved, workloads):
+            converted = ConvertedPack(named.workload, size, blob.size, named.static)
+            packs[named.workload] = converted, named.descriptor, blob
+        if self._static is None or DEFAULT_WORKLOAD in workloads | packs.keys():
+            config = None
+        built: list[BuiltPack] = []
+        if profiles or config is not None:
+            index = await trio.to_thread.run_sync(tree)
+            built = await self._build(resolved.name, index, sources, profiles, config)
         for pack in built:
             await self._pusher.data(pack.descriptor, pack.index)
             await self._pusher.data(pack.blob, pack.data)
-            converted = ConvertedPack(pack.workload, pack.content.device.spans.size, pack.blob.size)
+            size = pack.content.device.spans.size
+            converted = ConvertedPack(pack.workload, size, pack.blob.size, pack.static)
             packs[pack.workload] = converted, pack.descriptor, pack.blob
         names = [NamedPack(workload, "annotation", one[1]) for workload, one in sorted(packs.items())]
         return PackedImage(
@@ -124,7 +138,12 @@ class Packer:
             await self._pusher.artifact(blobs, manifest, VENEER_PACK_ARTIFACT)
 
     async def _build(
-        self, name: str, index: ImageIndex, sources: Sequence[BlobSource], profiles: Sequence[Profile]
+        self,
+        name: str,
+        index: ImageIndex,
+        sources: Sequence[BlobSource],
+        profiles: Sequence[Profile],
+        config: ImageConfig | None,
     ) -> list[BuiltPack]:
         packs: list[BuiltPack] = []
         await trio.to_thread.run_sync(lambda: self._directory.mkdir(parents=True, exist_ok=True))
@@ -134,7 +153,14 @@ class Packer:
             async with open_store(settings) as store:
                 pairs = zip(index.devices, sources, strict=True)
                 attached = [store.attach(device, source) for device, source in pairs]
-                packs += [await pack_tree(index, name, store, attached, profile) for profile in profiles]
+                if config is not None:
+                    command = command_of(config, self._static or ())
+                    static = await look(index, store, attached, command)
+                    # An image of data has nothing to start.
+                    profiles = [*profiles, static] if static.uses else profiles
+                for profile in profiles:
+                    level = STATIC_LEVEL if profile.static else LEVEL
+                    packs.append(await pack_tree(index, name, store, attached, profile, level=level))
         return packs
 
     async def _copy(self, resolved: ResolvedImage, but: set[str]) -> list[tuple[NamedPack, Descriptor, int]]:

@@ -40,11 +40,15 @@ class ConvertedLayer:
 
 @dataclass(frozen=True, slots=True)
 class ConvertedPack:
-    """A pack of the result: ``size`` plain bytes, stored in ``stored_size``."""
+    """A pack of the result: ``size`` plain bytes, stored in ``stored_size``.
+
+    ``static`` says that nothing was run for it.
+    """
 
     workload: str
     size: int
     stored_size: int
+    static: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def _pack_report(pack: FoundPack, packed: AttachedDevice | None) -> PackReport:
         cached=0 if packed is None else _cached(packed),
         mapped=packed is not None,
         complete=packed is not None and packed.complete,
+        static=named.static,
     )
 
 

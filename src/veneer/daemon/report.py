@@ -35,6 +35,7 @@ class PackReport:
         digest: of its index.
         mapped: files are mapped to it; otherwise it only tells what to fetch first.
         complete: it is there as a whole and has been proven; reads of it need no daemon.
+        static: nothing was run for it.
     """
 
     workload: str
@@ -44,6 +45,7 @@ class PackReport:
     cached: int
     mapped: bool
     complete: bool
+    static: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,21 @@
-"""Files of an image without mounting it: finding them by path, listing directories, reading content.
+"""Files of an image without mounting it: listing directories, reading content.
 
-Paths are those that a process in a container would use: symlinks are followed inside the image and ``..``
-stops at its root, so nothing ever leads to the files of this host.
+Paths are those that a process in a container would use (:mod:`veneer.index.paths`).
 """
 
 import stat
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
-from veneer.errors import NotFound, UsageError
+from veneer.errors import UsageError
 from veneer.image.image import Image
 from veneer.index.model import ImageIndex
+from veneer.index.paths import find
 from veneer.mount.packed import Packed
 from veneer.store.spanstore import SpanStore
 
-__all__ = ["ACCOUNT_FILES", "MAX_SYMLINKS", "FileEntry", "find", "list_path", "read_file"]
+__all__ = ["ACCOUNT_FILES", "FileEntry", "list_path", "read_file"]
 
-#: Symlinks on one path, as in Linux.
-MAX_SYMLINKS = 40
 #: What is read of an image before every container: who its users and groups are.
 ACCOUNT_FILES = (b"etc/passwd", b"etc/group")
 #: A file is read in pieces of this size, with this much asked for ahead.
@@ -60,39 +58,6 @@ class FileEntry:
     def type(self) -> str:
         """In words."""
         return _TYPES[stat.S_IFMT(self.mode)]
-
-
-def find(index: ImageIndex, path: bytes, what: str, *, follow: bool = True) -> int:
-    """The node at ``path``; a symlink at its end is followed only if ``follow``.
-
-    Raises:
-        NotFound: no such file, a component is not a directory, or symlinks lead in circles.
-    """
-    shown = path.decode(errors="backslashreplace")
-    pending = [name for name in reversed(path.split(b"/")) if name not in (b"", b".")]
-    trail = [index.root]
-    links = 0
-    while pending:
-        name = pending.pop()
-        if not stat.S_ISDIR(index.mode[trail[-1]]):
-            raise NotFound(f"{what}: {shown}: not a directory")
-        if name == b"..":
-            del trail[max(1, len(trail) - 1) :]
-            continue
-        node = index.children.get(trail[-1], {}).get(name)
-        if node is None:
-            raise NotFound(f"{what}: {shown}: no such file or directory")
-        if stat.S_ISLNK(index.mode[node]) and (pending or follow):
-            links += 1
-            if links > MAX_SYMLINKS:
-                raise NotFound(f"{what}: {shown}: too many levels of symbolic links")
-            target = index.targets[node]
-            if target.startswith(b"/"):
-                trail = [index.root]
-            pending += [part for part in reversed(target.split(b"/")) if part not in (b"", b".")]
-            continue
-        trail.append(node)
-    return trail[-1]
 
 
 def list_path(index: ImageIndex, path: bytes, what: str, *, recursive: bool = False) -> Iterator[FileEntry]:

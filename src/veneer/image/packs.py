@@ -23,13 +23,19 @@ from veneer.oci.canonical import canonical_json, parse_json
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
-from veneer.oci.mediatypes import ANNOTATION_PACK, ANNOTATION_WORKLOAD, VENEER_PACK_INDEX
+from veneer.oci.mediatypes import (
+    ANNOTATION_PACK,
+    ANNOTATION_PROFILE,
+    ANNOTATION_WORKLOAD,
+    VENEER_PACK_INDEX,
+)
 from veneer.prefetch.pack import MAX_PACK_INDEX_SIZE, PackIndex, decode_pack_index
 from veneer.prefetch.profile import DEFAULT_WORKLOAD, check_workload
 from veneer.source.base import BlobSource
 from veneer.source.layout_file import FileBlob
 
 __all__ = [
+    "STATIC",
     "FoundPack",
     "NamedPack",
     "annotated_packs",
@@ -48,6 +54,8 @@ log = logging.getLogger(__name__)
 #: Some hundred workloads.
 _MAX_ANNOTATION: Final = 64 << 10
 _NOTE: Final = "pack.json"
+#: Of a pack for what was told from the image's files alone.
+STATIC: Final = "static"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,11 @@ class NamedPack:
     workload: str
     origin: str
     descriptor: Descriptor
+
+    @property
+    def static(self) -> bool:
+        """Whether nothing was run for it."""
+        return self.descriptor.annotations.get(ANNOTATION_PROFILE) == STATIC
 
     def to_json(self) -> dict[str, object]:
         """As a JSON object."""
@@ -131,13 +144,14 @@ async def find_pack(
 ) -> FoundPack | None:
     """The pack for a workload: one that the manifest names, else one that this host made, else None.
 
-    What is wrong with a pack is reported. Raises UsageError for what is no name of a workload.
+    A static one that the manifest names comes last: converting makes one unasked. What is wrong with a pack is
+    reported. Raises UsageError for what is no name of a workload.
     """
     check_workload(workload)
     try:
         named = next((pack for pack in annotated_packs(manifest) if pack.workload == workload), None)
-        if named is None:
-            named = await trio.to_thread.run_sync(local_pack, cache_dir, manifest.digest, workload)
+        if named is None or named.static:
+            named = await trio.to_thread.run_sync(local_pack, cache_dir, manifest.digest, workload) or named
         return None if named is None else await open_pack(contents, manifest, cache_dir, named)
     except VeneerError as error:
         report_unused(workload, error, report)
@@ -200,12 +214,15 @@ def local_packs(cache_dir: Path, manifest: Digest) -> list[NamedPack]:
     return [pack for pack in found if pack is not None]
 
 
-def keep_local_pack(cache_dir: Path, manifest: Digest, workload: str, index: bytes, data: bytes) -> Path:
+def keep_local_pack(
+    cache_dir: Path, manifest: Digest, workload: str, index: bytes, data: bytes, *, static: bool = False
+) -> Path:
     """Make a pack that of this host, in place of an earlier one. Blocks; raises OSError."""
     check_workload(workload)
     directory = _directory(cache_dir, manifest, workload)
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = Descriptor(VENEER_PACK_INDEX, Digest.of(index), len(index))
+    annotations = {ANNOTATION_PROFILE: STATIC} if static else {}
+    descriptor = Descriptor(VENEER_PACK_INDEX, Digest.of(index), len(index), annotations)
     names = {descriptor.digest.hex: index, Digest.of(data).hex: data}
     note = canonical_json(NamedPack(workload, "local", descriptor).to_json())
     # The note comes last: what it names is whole.

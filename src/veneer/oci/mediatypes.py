@@ -6,6 +6,7 @@ Ours are versioned in their names; a reader that meets an unknown version must r
 __all__ = [
     "ANNOTATION_INDEX",
     "ANNOTATION_PACK",
+    "ANNOTATION_PROFILE",
     "ANNOTATION_WORKLOAD",
     "DOCKER_CONFIG",
     "DOCKER_LAYER",
@@ -90,3 +91,5 @@ VENEER_PACK_ARTIFACT = VENEER_PACK_INDEX
 ANNOTATION_PACK = "dev.veneer.pack"
 #: On each of those: the name of its workload.
 ANNOTATION_WORKLOAD = "dev.veneer.workload"
+#: And, if nothing was run for it: ``static``.
+ANNOTATION_PROFILE = "dev.veneer.profile"

@@ -33,6 +33,7 @@ __all__ = [
     "Profile",
     "Use",
     "check_workload",
+    "disjoint",
     "merge_profiles",
 ]
 
@@ -91,7 +92,7 @@ class Profile:
         workload: names it among the others of an image.
         image: digest of the manifest that ran, or "": it tells where the profile is from, not what it fits.
         command: what ran.
-        runs: how many were observed.
+        runs: how many were observed; 0 when it was told from the image's files alone.
         uses: in order of first use.
 
     Raises UsageError when ``workload`` is no such name, or there are too many uses.
@@ -107,6 +108,11 @@ class Profile:
         check_workload(self.workload)
         if len(self.uses) > MAX_USES:
             raise UsageError(f"a profile of {len(self.uses)} ranges, more than the {MAX_USES} allowed")
+
+    @property
+    def static(self) -> bool:
+        """Whether nothing was run for it."""
+        return self.runs == 0
 
     @property
     def layers(self) -> tuple[Digest, ...]:
@@ -154,11 +160,11 @@ class Profile:
         if not _WORKLOAD.fullmatch(workload):
             raise _bad(f"has the workload {workload[:100]!r}")
         command = _texts(value, "command", _MAX_WORDS)
-        runs = _number(value["runs"], 1, _MAX_RUNS, "runs")
+        runs = _number(value["runs"], 0, _MAX_RUNS, "runs")
         layers = tuple(map(_digest, _texts(value, "layers", MAX_LAYERS)))
         if len(set(layers)) != len(layers):
             raise _bad("names a layer twice")
-        uses = _disjoint(list(_uses(value["uses"], layers)))
+        uses = disjoint(list(_uses(value["uses"], layers)))
         if len(uses) > MAX_USES:
             raise _bad(f"has {len(uses)} ranges, more than the {MAX_USES} allowed")
         return cls(workload, str(_digest(image)) if image else "", command, runs, uses)
@@ -178,7 +184,7 @@ def merge_profiles(profiles: Sequence[Profile]) -> Profile:
 
     The rank of a byte in a run is how many bytes were used before it. Bytes are put in order of the median rank
     in those runs that used them; times are medians likewise. A profile that is of several runs itself counts as
-    often.
+    often; a static one has a say only in what no run has used.
 
     Raises UsageError when there is none, when they are of different workloads, or when too much comes together.
     """
@@ -247,8 +253,11 @@ def _joined(uses: Iterable[Use]) -> Iterator[Use]:
         yield last
 
 
-def _disjoint(uses: Sequence[Use]) -> tuple[Use, ...]:
-    """Leave each byte to the first use that has it; pieces of a use follow one another in its place."""
+def disjoint(uses: Sequence[Use]) -> tuple[Use, ...]:
+    """The same without overlaps: each byte is left to the first use that has it.
+
+    Pieces of a use follow one another in its place.
+    """
     by_layer: defaultdict[Digest, list[tuple[int, int, int]]] = defaultdict(list)
     for number, use in enumerate(uses):
         by_layer[use.layer].append((use.offset, use.end, number))
