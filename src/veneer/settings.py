@@ -12,10 +12,15 @@ from typing import Self
 from veneer.errors import UsageError
 from veneer.oci.platform import Platform
 
-__all__ = ["BACKENDS", "Settings", "parse_size"]
+__all__ = ["BACKENDS", "DEFAULT_MOST_REQUESTS", "Settings", "parse_size"]
 
 #: Ways to mount; ``auto`` takes the best that works.
 BACKENDS = ("auto", "fuse", "erofs-fuse", "erofs-fanotify")
+
+#: Two images that read in parallel, eight requests each. Registries and proxies are used to that many.
+DEFAULT_MOST_REQUESTS = 16
+#: A transport has no more connections than that.
+_MOST_REQUESTS = 64
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -44,6 +49,8 @@ class Settings:
         ca_file: additional trusted certificates (PEM) for registries.
         insecure: hosts (``host`` or ``host:port``) that may be spoken to over plain HTTP; loopback always may.
         backend: how images are mounted; one of :data:`BACKENDS`.
+        most_requests: requests for data that may run at one registry, half of them for one image.
+        background_rate: bytes a second that may be fetched for what nobody has asked for; 0 for any number.
     """
 
     cache_dir: Path
@@ -55,6 +62,8 @@ class Settings:
     ca_file: Path | None = None
     insecure: frozenset[str] = frozenset()
     backend: str = BACKENDS[0]
+    most_requests: int = DEFAULT_MOST_REQUESTS
+    background_rate: int = 0
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -75,6 +84,8 @@ class Settings:
             ca_file=Path(ca_file) if ca_file else None,
             insecure=frozenset(filter(None, env.get("VENEER_INSECURE", "").split(","))),
             backend=_backend(env.get("VENEER_BACKEND") or BACKENDS[0]),
+            most_requests=_count(env.get("VENEER_MAX_REQUESTS") or str(DEFAULT_MOST_REQUESTS)),
+            background_rate=parse_size(env.get("VENEER_BACKGROUND_RATE") or "0"),
         )
 
 
@@ -82,6 +93,12 @@ def _backend(name: str) -> str:
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}", hint=f"one of {', '.join(BACKENDS)}")
     return name
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MOST_REQUESTS):
+        raise UsageError(f"invalid number of requests {text[:20]!r}", hint=f"from 1 to {_MOST_REQUESTS}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -51,7 +51,11 @@ def test_mount_status_and_umount(workplace: Path, settings: Settings, image: str
     assert listed["daemon"]
     assert status["daemon"]["worker"] == info["pid"]
     assert listed["report"]["layers"][0]["size"] > 0
-    assert mountpoint in veneer(settings, "status").stdout
+    shown = veneer(settings, "status").stdout
+    assert mountpoint in shown
+    (links,) = status["daemon"]["links"].values()
+    assert all(link["most_requests"] == 16 for link in links.values())
+    assert "of 16 requests running, background without a limit" in shown
 
     assert veneer(settings, "umount", mountpoint).returncode == 0
     assert not mounts_at(workplace / "mnt")

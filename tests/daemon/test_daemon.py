@@ -326,6 +326,16 @@ def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, i
     umount(workplace / "mnt", settings)
 
 
+def test_an_image_is_completed_in_the_background_when_that_was_asked_for(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "mnt", settings, complete=True)
+    eventually(lambda: complete(settings))
+    kill(settings, "worker", "supervisor", "standby")
+    assert (workplace / "mnt/large").read_bytes() == LARGE, "what nobody had read needs nobody either"
+    umount(workplace / "mnt", settings)
+
+
 def test_what_is_unmounted_while_no_worker_looks_leaves_nothing_behind(
     workplace: Path, settings: Settings, image: str
 ) -> None:

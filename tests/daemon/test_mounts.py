@@ -395,6 +395,21 @@ async def test_without_the_registry_cached_reads_go_on_and_others_fail_in_time(
         await umount(workplace / "mnt", settings.run_dir)
 
 
+async def test_all_of_an_image_is_fetched_when_that_was_asked_for(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    await mount(image, workplace / "mnt", settings, complete=True)
+    with trio.fail_after(60):
+        while True:
+            (found,) = await list_mounts(settings.run_dir)
+            if found.report is not None and found.report.complete == len(found.report.layers):
+                break
+            await trio.sleep(0.05)
+    shutil.rmtree(workplace / "layout")
+    assert (workplace / "mnt/large").read_bytes() == LARGE, "without the registry"
+    await umount(workplace / "mnt", settings.run_dir)
+
+
 async def test_damaged_data_is_an_error_that_the_log_explains(
     workplace: Path, settings: Settings, image: str
 ) -> None:

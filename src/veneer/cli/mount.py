@@ -22,6 +22,7 @@ class Arguments(CommonArguments):
     upper: Path | None
     backend: str | None
     workload: str
+    complete: bool
     foreground: bool
     timing: bool
     timing_record: Path | None
@@ -41,6 +42,11 @@ def add_arguments(parser: Parser) -> None:
     )
     add_backend_argument(parser)
     add_workload_argument(parser)
+    add(
+        "--complete",
+        action="store_true",
+        help="Fetch all of the image in the background, when nobody waits for anything else.",
+    )
     add("--foreground", action="store_true", help="Serve the mount here until it is unmounted.")
     add_timing_arguments(parser, "Say how long what took.")
 
@@ -70,6 +76,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
         writable=root and not args.read_only,
         upper=args.upper,
         workload=args.workload,
+        complete=args.complete,
     )
 
     def show(info: MountInfo) -> None:

@@ -87,7 +87,27 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
         )
     requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
     lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
+    for links in daemon["links"].values():
+        lines += [_describe_link(host, link) for host, link in links.items()]
     return "\n".join(lines)
+
+
+def _describe_link(host: str, link: "dict[str, Any]") -> str:
+    """A registry: who has what of it, of how much."""
+    classes = link["classes"]
+    running = sum(one["running"] for one in classes.values())
+    parts = []
+    for name, one in classes.items():
+        if one["requests"] or one["queued_spans"]:
+            waiting = f", {one['queued_spans']} spans waiting" if one["queued_spans"] else ""
+            parts.append(f"{name} {size_text(one['bytes'])} in {one['requests']} requests{waiting}")
+    rate = link["background_bytes_per_s"]
+    budget = f"background at most {size_text(rate)}/s" if rate else "background without a limit"
+    return (
+        f"  {host}: {link['rtt_ms']:.1f} ms, {size_text(link['bytes_per_s'])}/s; "
+        f"{running} of {link['most_requests']} requests running, {budget}\n"
+        f"    {'; '.join(parts) or 'nothing was asked of it'}"
+    )
 
 
 COMMAND = Command(run, CommonArguments)

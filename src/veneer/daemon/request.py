@@ -64,6 +64,7 @@ class MountRequest:
         container: for the root of a container.
         record: note what is read of it; takes the backend erofs-fanotify, and uses no pack.
         workload: what it is for: whose pack is used, if there is one.
+        complete: fetch all of the image in the background.
     """
 
     image: str
@@ -74,6 +75,7 @@ class MountRequest:
     container: ContainerRequest | None = None
     record: bool = False
     workload: str = DEFAULT_WORKLOAD
+    complete: bool = False
 
     @classmethod
     def create(
@@ -87,6 +89,7 @@ class MountRequest:
         container: ContainerRequest | None = None,
         record: bool = False,
         workload: str = DEFAULT_WORKLOAD,
+        complete: bool = False,
     ) -> "MountRequest":
         """A request from what a user typed in the current directory. Raises UsageError."""
         return cls(
@@ -104,6 +107,7 @@ class MountRequest:
             container,
             record,
             workload,
+            complete,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -120,6 +124,7 @@ class MountRequest:
             "container": self.container and self.container.to_json(),
             "record": self.record,
             "workload": self.workload,
+            "complete": self.complete,
         }
 
     @classmethod
@@ -147,6 +152,7 @@ class MountRequest:
             container and ContainerRequest.from_json(container),
             value.get("record") is True,
             str(value.get("workload", DEFAULT_WORKLOAD)),
+            value.get("complete") is True,
         )
 
 

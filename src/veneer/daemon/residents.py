@@ -25,6 +25,7 @@ from veneer.image import Image
 from veneer.image.packs import NamedPack
 from veneer.mount import kernel
 from veneer.mount.base import Choice
+from veneer.mount.completion import complete_devices
 from veneer.mount.resident import Existing, Guards, ResidentMounter
 from veneer.mount.session import mounted
 from veneer.mount.state import MountRecord, mount_records
@@ -261,6 +262,10 @@ class Residents:
                 try:
                     if request.container:
                         nursery.start_soon(service.follow_owner, request.container.owner)
+                    if request.complete:
+                        nursery.start_soon(
+                            complete_devices, holding.store, holding.attached, self._guards.devices.consider
+                        )
                     if mounter.tainted:
                         await service.unmount(lazy=True)
                     ready(service)

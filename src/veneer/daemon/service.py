@@ -23,6 +23,7 @@ from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
 from veneer.mount.backends import open_mounter
 from veneer.mount.base import Mounter
+from veneer.mount.completion import complete_devices
 from veneer.mount.packed import originals
 from veneer.mount.session import mounted
 from veneer.source.tasks import open_nursery
@@ -100,6 +101,8 @@ async def serve_mount(
                 if request.container:
                     nursery.start_soon(service.follow_owner, request.container.owner)
                 timing.mark("mounted")
+                if request.complete:
+                    nursery.start_soon(complete_devices, store, attached)
                 ready(service.info(trio.current_time() - began))
                 await session.ended.wait()
                 nursery.cancel_scope.cancel()

@@ -232,6 +232,10 @@ class Worker:
                 "descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 "memory": _memory(),
                 "events": guards.devices.stats.to_json() if guards else {},
+                "links": {
+                    path: store.links()
+                    for path, store in (residents.holdings.stores.items() if residents else ())
+                },
                 "stores": {
                     path: store.stats.to_json()
                     for path, store in (residents.holdings.stores.items() if residents else ())

@@ -15,6 +15,9 @@ at a time; on a link where a range takes its time, one at a time and only while 
 Bulk stops when nobody has read from the device for a moment, when the source fails, and when the cache is full:
 it never makes anything be evicted. The next miss lets it go on, after a failure only if another request has
 succeeded since.
+
+Who wants all of a device whatever is read of it (:meth:`Bulk.whole`) gets it in the same way, but while readers
+wait for nothing else.
 """
 
 import math
@@ -96,6 +99,8 @@ class Bulk:
         self._done = bytearray()
         self._place = 0
         self._running = self._paused = self._failed = False
+        #: Whether all of the device is wanted, whoever reads.
+        self._whole = False
 
     def note(self, offset: int, length: int) -> None:
         """A reader asks for this range, which may be there already."""
@@ -116,8 +121,27 @@ class Bulk:
         if self._may_begin():
             self._begin()
 
+    async def whole(self) -> None:
+        """Fetch all that is missing, and return when no more can be done now: not all of it may be there."""
+        link = self._queue.link
+        self._whole = True
+        self._wrong.clear()
+        try:
+            if not self._running:
+                self._running, self._paused, self._failed = True, False, False
+                self._done = self._holder.held()
+                await self._run()
+            while self._running or self._pending:
+                await link.freed.park()
+        finally:
+            self._whole = False
+
     def _room(self) -> float:
         """How many plain bytes bulk may ask for now."""
+        return math.inf if self._whole else self._read_room()
+
+    def _read_room(self) -> float:
+        """The same because of what was read."""
         read, size = self._read_bytes, self._spans.size
         if read < _LEAST or read < size * _SMALL_SHARE:
             return 0
@@ -134,13 +158,16 @@ class Bulk:
         self._nursery.start_soon(self._run)
 
     async def _run(self) -> None:
-        link, reads, since = self._queue.link, self._reads, trio.current_time()
+        turns, link = self._queue.turns, self._queue.link
+        reads, since = self._reads, trio.current_time()
         began = False
         try:
             while not self._failed:
+                # What was read is reason enough to go on while readers wait, to want the whole is not.
+                await turns.background(quiet=self._whole and self._read_room() < _LEAST)
                 if self._reads != reads:
                     reads, since = self._reads, trio.current_time()
-                elif trio.current_time() - since >= _IDLE_S:
+                elif trio.current_time() - since >= _IDLE_S and not self._whole:
                     return
                 if self._must_wait():
                     await link.freed.park()
@@ -160,17 +187,20 @@ class Bulk:
                     self._stats.bulk_started += 1
                 self._asked += length
                 self._pending += length
-                self._stats.bulk_bytes += sum(self._spans.stored_lengths[number] for number in numbers)
+                stored = sum(self._spans.stored_lengths[number] for number in numbers)
+                self._stats.bulk_bytes += stored
+                turns.spend(stored)
                 link.bulk += 1
                 self._nursery.start_soon(self._follow, self._start(numbers), length)
         finally:
             self._running = False
+            link.freed.unpark_all()
 
     def _must_wait(self) -> bool:
         link = self._queue.link
         if link.is_wide:
             return link.bulk >= _LANES
-        return link.bulk > 0 or link.demanded > 0 or self._queue.has_demand
+        return link.bulk > 0 or link.demanded > 0 or self._queue.turns.has_demand
 
     def _next(self, limit: int, gap: int, most: float) -> list[int]:
         """The spans of the next range, at most ``limit`` stored and ``most`` plain bytes; none at the end."""

@@ -1,9 +1,10 @@
 """What to ask of one source next: jobs of single spans in, range requests out.
 
 A :class:`SpanJob` is the one fetch of one span, however many readers wait for it. Jobs queue by priority.
-Only when a request may start is it decided which range it asks for: the most urgent job and those of its
-neighbours in the blob that are queued too, with small gaps bridged. So a demand pre-empts whatever is queued,
-readers that come at the same time share a request, and raising a job's priority is all that promotion takes.
+Only when it is the device's turn (:mod:`veneer.store.turns`) is it decided which range a request asks for:
+the most urgent job and those of its neighbours in the blob that are queued too, with small gaps bridged. So a
+demand pre-empts whatever is queued, readers that come at the same time share a request, and raising a job's
+priority is all that promotion takes.
 
 A source that fails is left alone for a moment that doubles up to :data:`_MOST_PAUSE_S`, then gets one request
 at a time until one succeeds: a dead registry is not hammered, one that is back is in use within that moment.
@@ -15,17 +16,17 @@ import heapq
 import itertools
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import trio
 
-from veneer.errors import IntegrityError, RateLimited, VeneerError
+from veneer.errors import IntegrityError, RateLimited, Unavailable, VeneerError
 from veneer.index.model import SpanTable
 from veneer.source.base import BlobSource
-from veneer.store.link import LinkEstimate
 from veneer.store.stats import StoreStats
 from veneer.store.transfer import Priority, Settle, SpanJob, Transfer
+from veneer.store.turns import Turns
 from veneer.timing import DeviceRanges
 
 __all__ = ["FetchQueue", "Priority", "SpanJob", "hops"]
@@ -38,16 +39,6 @@ _INTEGRITY_TRIES = 3
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.1, 1.0
 #: The most that a source's own Retry-After is believed.
 _MOST_RETRY_AFTER_S = 10.0
-
-
-#: Requests of a device that may be running for one of this priority to start: some slots are demand's alone.
-_SLOTS = {
-    Priority.DEMAND: 8,
-    Priority.PROFILE: 6,
-    Priority.READAHEAD: 4,
-    Priority.COMPLETION: 4,
-    Priority.BULK: 4,
-}
 
 
 def hops(jobs: Iterable[SpanJob], spans: SpanTable, most: int) -> Iterator[tuple[list[SpanJob], int]]:
@@ -72,7 +63,7 @@ class FetchQueue:
         source: where ranges are read.
         spans: how the blob is cut.
         nursery: owns the requests.
-        link: the estimate that is used and kept up to date.
+        turns: says when a request may be sent; has the estimate of the link, which is used and kept up to date.
         stats: where requests are counted.
         deadline_s: after which a request counts as stalled.
         settle: gets jobs in ascending order, the blob offset of the bytes, and the bytes; it ends each job by
@@ -89,7 +80,7 @@ class FetchQueue:
         spans: SpanTable,
         nursery: trio.Nursery,
         *,
-        link: LinkEstimate,
+        turns: Turns,
         stats: StoreStats,
         deadline_s: float,
         settle: Settle,
@@ -98,7 +89,10 @@ class FetchQueue:
         replace: Callable[[SpanJob], None] | None = None,
     ) -> None:
         self.jobs: dict[int, SpanJob] = {}
-        self.link = link
+        self.turns = turns
+        self.link = turns.link
+        #: What is in one repository is one image, or as good as one.
+        self.image = source.name.partition("@")[0]
         self._source = source
         self._spans = spans
         self._nursery = nursery
@@ -111,20 +105,15 @@ class FetchQueue:
         self._queued: dict[int, SpanJob] = {}
         self._heap: list[tuple[Priority, int, int]] = []
         self._order = itertools.count()
-        self._active = 0
+        self._active: set[trio.CancelScope] = set()
         self._failures = 0
         self._not_before = -math.inf
-        self._pumping = False
+        self._pausing = False
 
     @property
     def failing(self) -> bool:
         """Whether the latest request that ended had failed."""
         return self._failures > 0
-
-    @property
-    def has_demand(self) -> bool:
-        """Whether something that a reader waits for is still to be sent."""
-        return any(job.priority is Priority.DEMAND for job in self._queued.values())
 
     def submit(self, job: SpanJob) -> None:
         """Queue a job that is in :attr:`jobs`; it starts in the next round of the scheduler or later."""
@@ -185,39 +174,53 @@ class FetchQueue:
         self._stats.retries += 1
         self.submit(job)
 
+    def close(self) -> None:
+        """Give up everything that is queued or under way."""
+        for job in list(self.jobs.values()):
+            self.abandon(job)
+        self.turns.forget(self)
+        for scope in self._active:
+            scope.cancel()
+
     def _schedule(self) -> None:
-        if not self._pumping:
-            self._pumping = True
-            self._nursery.start_soon(self._pump)
+        if trio.current_time() >= self._not_before:
+            self.turns.want(self)
+        elif not self._pausing:
+            self._pausing = True
+            self._nursery.start_soon(self._go_on)
 
-    async def _pump(self) -> None:
-        # One round of the scheduler later, all readers that are about to ask have asked: they share ranges.
-        await trio.lowlevel.checkpoint()
-        if self._queued and trio.current_time() < self._not_before:
+    async def _go_on(self) -> None:
+        while trio.current_time() < self._not_before:  # noqa: ASYNC110 - a failure meanwhile makes it later
             await trio.sleep_until(self._not_before)
-        while trio.current_time() >= self._not_before and (jobs := self._next_range()):
-            self._active += 1
-            self._nursery.start_soon(self._fetch, jobs)
-            # The scheduler starts tasks in any order: this way the most urgent request is the first to be sent.
-            await trio.lowlevel.checkpoint()
-        self._pumping = False
-        if self._queued and trio.current_time() < self._not_before:
-            # Another request failed meanwhile.
-            self._schedule()
+        self._pausing = False
+        self.turns.want(self)
 
-    def _next_range(self) -> deque[SpanJob]:
-        """Take the most urgent job off the queue, with those neighbours that go into the same request."""
+    def head(self) -> Priority | None:
+        """See :class:`~veneer.store.turns.Queue`."""
+        if trio.current_time() < self._not_before or (self._failures and self._active):
+            return None
         while self._heap:
             priority, _, number = self._heap[0]
             job = self._queued.get(number)
-            if job is None or job.priority != priority:
-                heapq.heappop(self._heap)
-            elif self._active >= (1 if self._failures else _SLOTS[priority]):
-                return deque()
-            else:
-                break
-        else:
-            return deque()
+            if job is not None and job.priority == priority:
+                return priority
+            heapq.heappop(self._heap)
+        return None
+
+    def begin(self) -> None:
+        """See :class:`~veneer.store.turns.Queue`."""
+        priority, _, number = self._heap[0]
+        self.turns.began(self, priority)
+        scope = trio.CancelScope()
+        self._active.add(scope)
+        self._nursery.start_soon(self._fetch, self._range(number, priority), priority, scope)
+
+    def queued(self) -> Mapping[Priority, int]:
+        """See :class:`~veneer.store.turns.Queue`."""
+        return Counter(job.priority for job in self._queued.values())
+
+    def _range(self, number: int, priority: Priority) -> deque[SpanJob]:
+        """Take a job off the queue, with those neighbours that go into the same request."""
         link = self.link
         # Bulk has cut its ranges itself. A profile is in the order of use: a reader finds its span on the way.
         nobody_waits = {
@@ -274,27 +277,35 @@ class FetchQueue:
     def _is_free(self, number: int) -> bool:
         return number not in self.jobs and self._adopt(number)
 
-    async def _fetch(self, jobs: deque[SpanJob]) -> None:
+    async def _fetch(self, jobs: deque[SpanJob], priority: Priority, scope: trio.CancelScope) -> None:
+        mine = list(jobs)
+        transfer = Transfer(
+            jobs,
+            self._source,
+            self._spans,
+            link=self.link,
+            stats=self._stats,
+            deadline_s=self._deadline_s,
+            settle=self._settle,
+            ranges=self._ranges,
+        )
         try:
-            transfer = Transfer(
-                jobs,
-                self._source,
-                self._spans,
-                link=self.link,
-                stats=self._stats,
-                deadline_s=self._deadline_s,
-                settle=self._settle,
-                ranges=self._ranges,
-            )
             try:
-                await transfer.run()
+                with scope:
+                    await transfer.run()
             except VeneerError as error:
                 self._failed(jobs, error)
             else:
-                self._failures = 0
+                if scope.cancelled_caught:
+                    for job in mine:
+                        self.finish(job, None, Unavailable(f"{self._source.name}: the device was given up"))
+                else:
+                    self._failures = 0
         finally:
             # Only now: ranges must not arrive faster than they are verified and written.
-            self._active -= 1
+            self._active.discard(scope)
+            self.turns.bytes[priority] += transfer.received
+            self.turns.ended(self, priority)
             if self._queued:
                 self._schedule()
 

@@ -70,8 +70,7 @@ class Jobs:
         if attached in self._unindexed:
             self._unindexed.remove(attached)
         self._twins.remove(attached)
-        for job in list(attached.queue.jobs.values()):
-            attached.queue.abandon(job)
+        attached.queue.close()
         if (file := attached.detach()) is not None:
             self.threads.retire(file)
 

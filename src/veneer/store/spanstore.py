@@ -17,18 +17,18 @@ from veneer.codec import check_and_decode
 from veneer.errors import CacheError, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
-from veneer.settings import Settings
+from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
 from veneer.source.base import BlobSource
 from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
 from veneer.store.fetch import FetchQueue, Priority
 from veneer.store.jobs import Jobs
-from veneer.store.link import LinkEstimate
 from veneer.store.memory import MemoryCache
 from veneer.store.owned import BeforePunch
 from veneer.store.presence import Form
 from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
+from veneer.store.turns import LinkReport, Queue, Turns
 from veneer.timing import RangeLog
 
 __all__ = ["AttachedDevice", "Form", "OnAccess", "Priority", "SpanStore", "open_store"]
@@ -54,6 +54,8 @@ class SpanStore:
         nursery: owns the fetches.
         read_deadline_s: how long one read waits before it fails with Unavailable.
         on_access: told of every answered read, in place of :attr:`log`; must be quick.
+        most_requests: how many may run at one registry.
+        background_rate: bytes a second that may be fetched for nobody; 0 for any number.
 
     Attributes:
         log: the latest requests, and reads, by device key.
@@ -66,6 +68,8 @@ class SpanStore:
         nursery: trio.Nursery,
         read_deadline_s: float,
         on_access: OnAccess | None = None,
+        most_requests: int = DEFAULT_MOST_REQUESTS,
+        background_rate: int = 0,
     ) -> None:
         self.stats: StoreStats = cache.stats
         self.log = RangeLog()
@@ -76,7 +80,8 @@ class SpanStore:
         self._memory = MemoryCache(_MEMORY)
         self._jobs = Jobs(self.stats, nursery=nursery, deadline_s=read_deadline_s)
         self._attached: dict[bytes, AttachedDevice] = {}
-        self._links: dict[str, LinkEstimate] = {}
+        self._links: dict[str, Turns] = {}
+        self._new_turns = partial(Turns, nursery, most=most_requests, background_rate=background_rate)
 
     def attach(
         self,
@@ -115,12 +120,13 @@ class SpanStore:
             original=original,
         )
         # Blobs of one registry share its link; what goes before the first slash names it.
-        link = self._links.setdefault(source.name.partition("/")[0], LinkEstimate())
+        if (turns := self._links.get(host := source.name.partition("/")[0])) is None:
+            turns = self._links[host] = self._new_turns()
         attached.queue = FetchQueue(
             source,
             device.spans,
             self._nursery,
-            link=link,
+            turns=turns,
             stats=self.stats,
             deadline_s=self._deadline_s,
             settle=partial(self._jobs.settle, attached),
@@ -320,6 +326,22 @@ class SpanStore:
             report(Progress("fetch", item, offset, size))
         device.diff_id.check_hash(hasher, f"contents of layer {device.blob.digest}")
 
+    async def fetch_rest(self, attached: AttachedDevice) -> bool:
+        """Fetch what is missing of a device in the background, in nobody's way; whether all is there then.
+
+        Nothing is evicted for it, and it ends with the first request that fails.
+        """
+        if 0 in attached.held():
+            await attached.bulk.whole()
+        return 0 not in attached.held()
+
+    def links(self) -> dict[str, LinkReport]:
+        """What is going on between this store and each registry, by host."""
+        queues: dict[Turns, list[Queue]] = {turns: [] for turns in self._links.values()}
+        for attached in self._attached.values():
+            queues[attached.queue.turns].append(attached.queue)
+        return {host: turns.report(queues[turns]) for host, turns in self._links.items()}
+
     def close(self) -> None:
         """Close the devices; called when no task uses the store any more."""
         self._jobs.threads.close()
@@ -398,6 +420,8 @@ class open_store:  # noqa: N801 - reads and is used like a function: async with 
             nursery=self._nursery,
             read_deadline_s=settings.read_deadline_s,
             on_access=self._on_access,
+            most_requests=settings.most_requests,
+            background_rate=settings.background_rate,
         )
         return self._store
 

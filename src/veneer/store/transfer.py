@@ -145,6 +145,11 @@ class Transfer:
         self._ended = False
         self._news = trio.lowlevel.ParkingLot()
 
+    @property
+    def received(self) -> int:
+        """Bytes that have come."""
+        return self._reached - self._offset
+
     async def run(self) -> None:
         """Fetch and settle. Raises VeneerError, once everything that came before is settled."""
         link, demand = self._link, any(job.priority is Priority.DEMAND for job in self._jobs)

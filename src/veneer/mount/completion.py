@@ -1,0 +1,54 @@
+"""Fetch all of a mounted image in the background, so that it needs the registry, and maybe us, no longer.
+
+It goes on until everything is there, whatever fails on the way: registries come back, and disks are cleaned up.
+
+Not here: how it keeps out of everybody's way (:mod:`veneer.store.bulk`).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from veneer.errors import VeneerError
+from veneer.store.spanstore import AttachedDevice, SpanStore
+
+__all__ = ["complete_devices"]
+
+log = logging.getLogger(__name__)
+
+#: Pauses between attempts; the last one again and again.
+_PAUSES_S = (1.0, 5.0, 30.0, 120.0)
+
+
+async def complete_devices(
+    store: SpanStore,
+    devices: Sequence[AttachedDevice],
+    tell: Callable[[AttachedDevice], None] | None = None,
+) -> None:
+    """Fetch and prove one device after the other.
+
+    Args:
+        store: fetches them.
+        devices: of the image.
+        tell: told of each device that is all there, and sees to its proof.
+    """
+    for attached in devices:
+        attempts = 0
+        while not await store.fetch_rest(attached):
+            pause = _PAUSES_S[min(attempts, len(_PAUSES_S) - 1)]
+            attempts += 1
+            log.info("%s is not complete yet, the next attempt is in %g s", attached.source.name, pause)
+            await trio.sleep(pause)
+        if tell is not None:
+            tell(attached)
+        else:
+            await _prove(store, attached)
+    log.info("all of %d devices is in the cache", len(devices))
+
+
+async def _prove(store: SpanStore, attached: AttachedDevice) -> None:
+    try:
+        await store.prove(attached)
+    except VeneerError as error:
+        log.error("%s cause=%r", attached.source.name, error.message)
