@@ -18,7 +18,7 @@ def test_the_command_reference_is_up_to_date() -> None:
 def test_every_decision_is_reachable_and_titled() -> None:
     pages = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
     numbers = [page.name[:4] for page in pages]
-    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    assert len(set(numbers)) == len(numbers)
     overview = (ROOT / "docs/decisions/README.md").read_text()
     for page in pages:
         assert f"({page.name})" in overview

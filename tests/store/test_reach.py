@@ -17,7 +17,7 @@ READ = 62
 @pytest.fixture
 def mock_clock() -> MockClock:
     """Jumps to the next deadline; threads of the store get the time to finish."""
-    return MockClock(autojump_threshold=0.02)
+    return MockClock(autojump_threshold=0.1)
 
 
 @pytest.mark.parametrize(("rtt_s", "fewest", "most"), [(0.05, 4, READ // 3), (0.0, READ, READ)])

@@ -22,7 +22,7 @@ HALF = DEFAULT_MOST_REQUESTS // 2
 
 @pytest.fixture
 def mock_clock() -> MockClock:
-    return MockClock(autojump_threshold=0.05)
+    return MockClock(autojump_threshold=0.2)
 
 
 class Held:
