@@ -45,6 +45,7 @@ def index(bench: Bench, images: Images) -> None:
     async def load(reference: str) -> bytes:
         async with open_image(reference, Settings.from_environment()) as image:
             descriptor = image.index_descriptor
+            assert descriptor is not None  # what convert writes has an index
             return await image.repository.blob(descriptor).read(0, descriptor.size)
 
     subjects = [("sample image", f"oci:{images.sample_layout}:x")]

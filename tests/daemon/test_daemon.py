@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE, lazy_image, settings_in
 from veneer.container.options import ContainerOptions
 from veneer.daemon import client, lifecycle, mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.daemon.client import RunRequest
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.errors import MountError, NotFound, UnsupportedFormat, UsageError
+from veneer.errors import IntegrityError, MountError, NotFound, UsageError
 from veneer.events import Event, Notice
 from veneer.mount.kernel import mounts_at
 from veneer.mount.state import mount_records
@@ -483,9 +484,10 @@ def test_failures_reach_whoever_asked(workplace: Path, settings: Settings, image
     layout = workplace / "layout"
     (workplace / "full").mkdir()
     (workplace / "full/file").touch()
+    Layout(layout).flip(Layout(layout).manifest("plain")["layers"][0]["digest"], 1000)
     for text, mountpoint, kind, words in (
         (f"oci:{layout}:nothing", workplace / "mnt", NotFound, "nothing"),
-        (f"oci:{layout}:plain", workplace / "mnt", UnsupportedFormat, "index"),
+        (f"oci:{layout}:plain", workplace / "mnt", IntegrityError, "expected sha256"),
         (image, workplace / "full", MountError, "not empty"),
     ):
         with pytest.raises(kind, match=words):

@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE
 from veneer.daemon import client, mounts
 from veneer.daemon.ask import MOUNT_SOCKET, ask
 from veneer.daemon.failure import error_from_json, error_to_json
 from veneer.daemon.mounts import MountStatus
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.errors import MountError, NotFound, UnsupportedFormat, UsageError, VeneerError
+from veneer.errors import IntegrityError, MountError, NotFound, UsageError, VeneerError
 from veneer.mount.kernel import mount_table, mounts_at
 from veneer.mount.state import MountRecord, mount_records
 from veneer.settings import Settings
@@ -292,9 +293,10 @@ async def test_failures_reach_whoever_asked(workplace: Path, settings: Settings,
     layout = workplace / "layout"
     (workplace / "full").mkdir()
     (workplace / "full/file").touch()
+    Layout(layout).flip(Layout(layout).manifest("plain")["layers"][0]["digest"], 1000)
     cases: list[tuple[str, Path, type[VeneerError], str]] = [
         (f"oci:{layout}:nothing", workplace / "mnt", NotFound, "nothing"),
-        (f"oci:{layout}:plain", workplace / "mnt", UnsupportedFormat, "index"),
+        (f"oci:{layout}:plain", workplace / "mnt", IntegrityError, "expected sha256"),
         (image, workplace / "full", MountError, "not empty"),
         (image, workplace / "no/parent", MountError, "cannot make"),
         (image, workplace / "full/file", MountError, "full/file"),

@@ -325,6 +325,7 @@ class TestSections:
         del registry.requests[:]
         async with open_image(reference, settings) as image:
             assert len(list(image.index.walk())) == 5_001
+            assert image.index_descriptor is not None
             digest, size = str(image.index_descriptor.digest), image.index_descriptor.size
         of_index = registry.asked("GET", digest)
         return len(of_index), sum(record.bytes_sent for record in of_index), size
@@ -356,6 +357,7 @@ class TestSections:
         async with open_image(
             stacked + ":2", replace(settings, cache_dir=settings.cache_dir / "other")
         ) as image:
+            assert image.index_descriptor is not None
             size = image.index_descriptor.size
         registry.faults.add(FlipBit(offset % size), when=lambda request: request.header("range") is not None)
         requests, sent, _ = await self.fetched(registry, stacked + ":2", settings)

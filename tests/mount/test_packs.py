@@ -118,7 +118,7 @@ class Place:
         async with open_store(self.settings) as store, open_image(self.text, self.settings) as image:
             attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
             packed = Packed.attach(index.device.key, index, blob, store, attached)
-            identity = image.index_descriptor.digest
+            identity = image.identity
             subject = Subject(image.name, image.devices, lambda: image.index, identity, store, attached)
             async with guards() as shared:
                 mounter = ResidentMounter(

@@ -17,7 +17,7 @@ from veneer.mount.filetable import FileTable
 from veneer.mount.resident import ResidentMounter
 from veneer.mount.session import mounted
 from veneer.store.spanstore import open_store
-from veneer.testing.images import Layer, random_layers
+from veneer.testing.images import Layer, random_layers, write_image
 from veneer.testing.tars import TarItem, opaque, tar, whiteout
 from veneer.testing.trees import Fact, difference, scan
 from veneer.testing.unpack import unpack_layers
@@ -25,20 +25,27 @@ from veneer.testing.unpack import unpack_layers
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 BACKENDS = ("fuse", "erofs-fuse", "erofs-fanotify")
+#: How the image is stored, and what becomes of device nodes; layers without an index never keep them.
+FORMS = (("native", "drop"), ("native", "keep"), ("gzip", "drop"), ("zstd", "drop"), ("none", "drop"))
 #: FUSE here cannot tell holes, so comparing a file reads all of it; test_fuse.py reads larger ones in places.
 LARGEST = 32 << 20
 
 
-async def mounted_tree(layers: list[Layer], devices: str, backend: str, directory: Path) -> dict[bytes, Fact]:
+async def mounted_tree(
+    layers: list[Layer], devices: str, form: str, backend: str, directory: Path
+) -> dict[bytes, Fact]:
     configured = settings_in(directory)
-    image_text = await lazy_image(directory / "image", configured, layers, devices=devices)
+    if form == "native":
+        image_text = await lazy_image(directory / "image", configured, layers, devices=devices)
+    else:
+        write_image(layers, directory / "image", "plain", form)
+        image_text = f"oci:{directory}/image:plain"
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
-    async with open_store(configured) as store, open_image(image_text, configured) as image:
+    async with open_store(configured) as store, open_image(image_text, configured, keeper=store) as image:
+        assert image.index_origin == ("annotation" if form == "native" else "streamed")
         attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
-        subject = Subject(
-            image.name, image.devices, lambda: image.index, image.index_descriptor.digest, store, attached
-        )
+        subject = Subject(image.name, image.devices, lambda: image.index, image.identity, store, attached)
         cache_dir = configured.cache_dir
         if backend == "erofs-fanotify":
             async with guards() as shared:
@@ -56,23 +63,24 @@ async def shown(mounter: Mounter, mountpoint: Path) -> dict[bytes, Fact]:
         return await trio.to_thread.run_sync(scan, mountpoint)
 
 
-def differences(layers: list[Layer], devices: str, backend: str) -> list[str]:
+def differences(layers: list[Layer], devices: str, form: str, backend: str) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "unpacked").mkdir()
         unpack_layers([tar(layer) for layer in layers], directory / "unpacked", devices)
-        found = trio.run(mounted_tree, layers, devices, backend, directory)
+        found = trio.run(mounted_tree, layers, devices, form, backend, directory)
         return difference(scan(directory / "unpacked"), found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@given(layers=random_layers(), devices=st.sampled_from(("drop", "keep")))
+@given(layers=random_layers(), made=st.sampled_from(FORMS))
 @settings(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
-def test_random_images(backend: str, layers: list[Layer], devices: str) -> None:
+def test_random_images(backend: str, layers: list[Layer], made: tuple[str, str]) -> None:
     assume(all(item.size <= LARGEST for layer in layers for item in layer))
-    assert differences(layers, devices, backend) == []
+    form, devices = made
+    assert differences(layers, devices, form, backend) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,5 +101,6 @@ def test_an_image_of_two_layers(backend: str) -> None:
         opaque(b"b"),
         TarItem(b"b/new", "symlink", link=b"../a/kept"),
     )
-    assert differences([base, change], "keep", backend) == []
-    assert differences([base], "drop", backend) == []
+    assert differences([base, change], "keep", "native", backend) == []
+    assert differences([base], "drop", "native", backend) == []
+    assert differences([base, change], "drop", "gzip", backend) == []

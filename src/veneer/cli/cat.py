@@ -35,7 +35,10 @@ def run(invocation: Invocation, args: Arguments) -> int:
     async def work() -> None:
         settings = invocation.settings
         with invocation.output.reporting() as report:
-            async with open_image(args.image, settings, report=report) as opened, open_store(settings) as store:
+            async with (
+                open_store(settings) as store,
+                open_image(args.image, settings, keeper=store, report=report) as opened,
+            ):
                 async with aclosing(read_file(opened, store, os.fsencode(args.path))) as pieces:
                     async for piece in pieces:
                         sys.stdout.buffer.write(piece)

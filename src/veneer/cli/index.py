@@ -34,7 +34,7 @@ def show(invocation: Invocation, args: ShowArguments) -> int:
             async with open_image(args.image, invocation.settings, report=report) as opened:
                 about: dict[str, Json] = {
                     "image": opened.name,
-                    "index": opened.index_descriptor.to_json(),
+                    "index": opened.index_descriptor.to_json() if opened.index_descriptor else None,
                     "origin": opened.index_origin,
                 }
                 if not args.layers:

@@ -39,14 +39,20 @@ def run(invocation: Invocation, args: Arguments) -> int:
     """List PATH of IMAGE without pulling it: only the index is fetched."""
     from veneer.image import open_image
     from veneer.image.files import FileEntry, list_path
+    from veneer.store.spanstore import open_store
 
-    async def work() -> list[FileEntry]:
+    entries: list[FileEntry] = []
+
+    async def work() -> None:
         with invocation.output.reporting() as report:
-            async with open_image(args.image, invocation.settings, report=report) as opened:
+            async with (
+                open_store(invocation.settings) as store,
+                open_image(args.image, invocation.settings, keeper=store, report=report) as opened,
+            ):
                 path, merged = os.fsencode(args.path), await opened.load()
-                return list(list_path(merged, path, opened.name, recursive=args.recursive))
+                entries.extend(list_path(merged, path, opened.name, recursive=args.recursive))
 
-    entries = invocation.run(work)
+    invocation.run(work)
     text = (
         table([_row(entry) for entry in entries]) if args.long else "\n".join(_name(entry) for entry in entries)
     )

@@ -59,7 +59,10 @@ async def write_image_bundle(
     """
     if (directory / "config.json").exists():
         raise UsageError(f"{directory} has a config.json already")
-    async with open_store(settings) as store, open_image(image_text, settings, report=report) as image:
+    async with (
+        open_store(settings) as store,
+        open_image(image_text, settings, keeper=store, report=report) as image,
+    ):
         user = await image_user(image, store, options)
     spec = runtime_spec(image.config, options, user, root="rootfs", name=directory.name)
     try:

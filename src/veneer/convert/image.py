@@ -183,6 +183,8 @@ class ImageConverter:
         """Copy a native image and its index."""
         self._report(Notice(f"{resolved.reference} is lazily loadable already: copied as it is"))
         manifest, index = resolved.manifest, image.index_descriptor
+        if index is None:
+            raise ValueError("a native image names its index")
         blobs = {layer.digest: layer for layer in (*manifest.layers, manifest.config, index)}
         await run_all([partial(self._pusher.copy, blob) for blob in blobs.values()], at_once=LAYERS_AT_ONCE)
         packed = await self._packer.pack(resolved, image.devices, lambda: image.index, image.sources)

@@ -17,11 +17,11 @@ import trio
 import zstandard
 
 from veneer.convert.cut import FRAME_SIZE, SMALL_FILE
-from veneer.convert.decompress import plain_pieces
 from veneer.convert.frames import EMPTY_FRAME, LEVEL, Frame, LayerReader, SpanRecorder, compress
 from veneer.convert.work import BlobFile, Job, StoredLayer
 from veneer.errors import IntegrityError
 from veneer.events import Notice, Progress, Reporter
+from veneer.formats.decompress import plain_pieces
 from veneer.index.model import LayerTree
 from veneer.index.wire import encode_spans
 from veneer.oci.canonical import canonical_json

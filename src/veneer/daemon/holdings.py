@@ -128,7 +128,7 @@ class Holdings:
         timing: Timing,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        async with open_image(text, settings, pack=pack, report=report, timing=timing) as image:
+        async with open_image(text, settings, keeper=store, pack=pack, report=report, timing=timing) as image:
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1

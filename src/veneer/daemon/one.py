@@ -37,9 +37,7 @@ log = logging.getLogger(__name__)
 
 def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) -> Subject[AttachedDevice]:
     """An open image as backends see it."""
-    return Subject(
-        image.name, image.devices, lambda: image.index, image.index_descriptor.digest, store, attached
-    )
+    return Subject(image.name, image.devices, lambda: image.index, image.identity, store, attached)
 
 
 async def write_place_bundle(

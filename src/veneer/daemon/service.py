@@ -66,7 +66,14 @@ async def serve_mount(
                 with timing.phase("store"):
                     store = await stack.enter_async_context(open_store(settings))
                 image = await stack.enter_async_context(
-                    open_image(request.image, settings, pack=request.workload, report=report, timing=timing)
+                    open_image(
+                        request.image,
+                        settings,
+                        keeper=store,
+                        pack=request.workload,
+                        report=report,
+                        timing=timing,
+                    )
                 )
                 pairs = zip(image.devices, image.sources, strict=True)
                 with timing.phase("attach"):

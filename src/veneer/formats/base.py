@@ -4,16 +4,17 @@ A format finds layer indexes; it decides nothing about trust. Whoever opens an i
 returns is about exactly the layers that the manifest and the config name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from veneer.index.model import Device, LayerIndex, MetadataPolicy
 from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
-from veneer.source.base import Repository
+from veneer.source.base import BlobSource, Repository
 
-__all__ = ["ImageContents", "IndexLocation", "LayerFormat", "OpenedIndex"]
+__all__ = ["DeviceIntake", "DeviceKeeper", "ImageContents", "IndexLocation", "LayerFormat", "OpenedIndex"]
 
 
 class ImageContents(Protocol):
@@ -36,17 +37,44 @@ class ImageContents(Protocol):
         """Put a checked blob into the local copy; a local copy that cannot be written costs only itself."""
 
 
+class DeviceIntake(Protocol):
+    """A device that is being written from its beginning on; for one thread at a time."""
+
+    def append(self, data: bytes) -> None:
+        """Write the next bytes. Raises CacheError."""
+
+    def commit(self, device: Device, digests: Sequence[bytes]) -> None:
+        """Make it the cached copy of ``device``: these bytes are proven, and spans have these SHA-256 digests.
+
+        Raises CacheError.
+        """
+
+    def close(self) -> None:
+        """Delete what was not committed."""
+
+
+class DeviceKeeper(Protocol):
+    """Where whole devices can be put: the cache. Any thread."""
+
+    def holds_all(self, device: Device) -> bool:
+        """Whether all of a device is on disk."""
+
+    def intake(self, what: str) -> DeviceIntake:
+        """Begin to write a device; ``what`` names it in errors. Raises CacheError."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexLocation:
     """Where an image's index is and how that became known.
 
     Args:
-        origin: ``annotation`` (the manifest names it) or ``referrer`` (it names the manifest).
-        descriptor: of the index blob.
+        origin: ``annotation`` (the manifest names it), ``referrer`` (it names the manifest), ``local`` (this
+            host made it earlier) or ``streamed`` (this host makes it now, from the layers themselves).
+        descriptor: of the index blob; None when there is no such blob.
     """
 
     origin: str
-    descriptor: Descriptor
+    descriptor: Descriptor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +86,16 @@ class OpenedIndex:
         policy: what the trees keep of the layers' metadata.
         section_sizes: stored bytes that each layer takes in the index.
         layers: decodes the trees, over the same devices. Blocks; raises IntegrityError.
+        identity: digest of all that the index says.
+        sources: where what the spans call stored bytes is read, one a device; None: in the layers' blobs.
     """
 
     devices: tuple[Device, ...]
     policy: MetadataPolicy
     section_sizes: tuple[int, ...]
     layers: Callable[[], tuple[LayerIndex, ...]]
+    identity: Digest
+    sources: tuple[BlobSource, ...] | None = None
 
 
 class LayerFormat(Protocol):

@@ -56,6 +56,8 @@ class NativeFormat:
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
         """Fetch the index, as little of it as possible, and decode all but the trees."""
         descriptor = location.descriptor
+        if descriptor is None:
+            raise ValueError("a native index is a blob")
         known = data = await contents.known(descriptor)
         if data is None:
             data = await self._fetch(contents, manifest, descriptor)
@@ -66,7 +68,7 @@ class NativeFormat:
             sum(section.stored_length for section in (record.tree, record.spans, record.aux) if section)
             for record in packed.header.layers
         )
-        return OpenedIndex(packed.devices, packed.policy, sizes, packed.layers)
+        return OpenedIndex(packed.devices, packed.policy, sizes, packed.layers, descriptor.digest)
 
     async def _fetch(self, contents: ImageContents, manifest: Manifest, descriptor: Descriptor) -> bytes:
         what = f"index of {contents.repository.name}@{manifest.digest}"

@@ -32,6 +32,7 @@ class Contents:
     def __init__(self, repository: Repository, directory: Path) -> None:
         self._repository = repository
         self._local = DigestFiles(directory)
+        self._fetching: dict[Digest, trio.Lock] = {}
 
     @property
     def repository(self) -> Repository:
@@ -64,6 +65,11 @@ class Contents:
 
     async def fetch(self, descriptor: Descriptor, what: str, limit: int) -> bytes:
         """A whole blob of at most ``limit`` bytes; ``what`` names it in errors."""
+        # Who asks at the same time asks once.
+        async with self._fetching.setdefault(descriptor.digest, trio.Lock()):
+            return await self._fetch(descriptor, what, limit)
+
+    async def _fetch(self, descriptor: Descriptor, what: str, limit: int) -> bytes:
         if (data := await self.known(descriptor)) is not None:
             return data
         if descriptor.size > limit:

@@ -17,6 +17,7 @@ from veneer.index.merge import merge
 from veneer.index.model import Device, ImageIndex, LayerIndex, MetadataPolicy
 from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
 from veneer.oci.reference import LayoutReference, RegistryReference
 from veneer.source.base import BlobSource, Repository
@@ -64,8 +65,8 @@ class Image:
         repository: where it comes from.
         manifest: of the selected platform.
         config: what to run.
-        index_origin: ``annotation`` or ``referrer``.
-        index_descriptor: the index blob.
+        index_origin: ``annotation``, ``referrer``, ``local`` or ``streamed``.
+        index_descriptor: the index blob; None when this host made the index.
         opened: what the index says; checked to be about the manifest's layers.
         layers: notes, one for each layer.
         transport_stats: requests made so far through this image's connections.
@@ -74,7 +75,8 @@ class Image:
     Attributes:
         devices: of the layers, lowest first.
         policy: what the trees keep of the layers' metadata.
-        sources: the layers' blobs, one for each device.
+        identity: digest of all that the index says.
+        sources: where the devices' stored bytes are read, one for each device.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class Image:
         manifest: Manifest,
         config: ImageConfig,
         index_origin: str,
-        index_descriptor: Descriptor,
+        index_descriptor: Descriptor | None,
         opened: OpenedIndex,
         layers: tuple[LayerNote, ...],
         transport_stats: TransportStats,
@@ -104,7 +106,8 @@ class Image:
         self.pack = pack
         self.devices: tuple[Device, ...] = opened.devices
         self.policy: MetadataPolicy = opened.policy
-        self.sources: tuple[BlobSource, ...] = tuple(map(repository.blob, manifest.layers))
+        self.identity: Digest = opened.identity
+        self.sources: tuple[BlobSource, ...] = opened.sources or tuple(map(repository.blob, manifest.layers))
         self._decode: Callable[[], tuple[LayerIndex, ...]] = opened.layers
         self._index: ImageIndex | None = None
         self._merging = threading.Lock()

@@ -25,7 +25,7 @@ class ImageSummary:
         name: repository and manifest digest.
         diff_ids: one for each layer.
         reason: why the image is loaded lazily, or why it is not.
-        index: the index blob, None when there is no index.
+        index: the index blob, None when there is none.
         index_origin: how it was found, "" when there is none.
         files: names in the merged tree by kind, empty without an index.
         requests: HTTP requests that finding this out took.
@@ -47,7 +47,7 @@ class ImageSummary:
     @property
     def lazy(self) -> bool:
         """Whether every layer is loaded on demand."""
-        return self.index is not None
+        return all(layer.lazy for layer in self.layers)
 
     @property
     def stored_size(self) -> int:

@@ -14,8 +14,9 @@ import trio
 
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.events import Notice, Reporter, silent
-from veneer.formats.base import IndexLocation, LayerFormat, OpenedIndex
+from veneer.formats.base import DeviceKeeper, IndexLocation, LayerFormat, OpenedIndex
 from veneer.formats.native import NativeFormat
+from veneer.formats.plain import KnownFormat, StreamedFormat
 from veneer.image.contents import Contents
 from veneer.image.image import Image, LayerNote, Reference
 from veneer.image.packs import FoundPack, NamedPack, check_fits, find_pack, open_pack, report_unused
@@ -79,6 +80,7 @@ async def open_image(
     text: str,
     settings: Settings,
     *,
+    keeper: DeviceKeeper | None = None,
     pack: str | NamedPack | None = None,
     report: Reporter = silent,
     timing: Timing = UNTIMED,
@@ -88,18 +90,20 @@ async def open_image(
     Args:
         text: the reference.
         settings: where copies are kept, and how registries are spoken to.
+        keeper: where the layers of an image without an index may be put, all of them; None: nowhere.
         pack: look for the pack of this workload, and do without if there is none; or have exactly this one.
-        report: notices about the image.
+        report: notices about the image, and progress of what takes long.
         timing: notes the phases.
 
     Raises:
         UsageError: not a reference.
         NotFound: no such image, or none for the platform.
-        UnsupportedFormat: the image has no index.
+        UnsupportedFormat: the image has no index, and there is no ``keeper``.
+        CacheError: the ``keeper`` cannot take its layers.
         IntegrityError: something is not what its digest, or the manifest, says.
     """
     async with resolve_image(text, settings, timing) as (resolved, stats):
-        yield await load_image(resolved, settings, stats, report, pack, timing)
+        yield await load_image(resolved, settings, stats, report, pack, timing, keeper)
 
 
 @asynccontextmanager
@@ -159,10 +163,11 @@ async def load_image(
     report: Reporter = silent,
     pack: str | NamedPack | None = None,
     timing: Timing = UNTIMED,
+    keeper: DeviceKeeper | None = None,
 ) -> Image:
     """Find the index of an image and open it. Raises UnsupportedFormat when there is none.
 
-    ``pack`` and ``timing`` are those of :func:`open_image`.
+    ``pack``, ``timing`` and ``keeper`` are those of :func:`open_image`.
     """
     contents, manifest = resolved.contents, resolved.manifest
     found: list[tuple[LayerFormat, IndexLocation, OpenedIndex]] = []
@@ -171,7 +176,7 @@ async def load_image(
 
     async def index() -> None:
         with timing.phase("index"):
-            found.append(await _find_index(resolved, settings))
+            found.append(await _find_index(resolved, layer_formats(settings, keeper, report)))
 
     async def config() -> None:
         with timing.phase("config"):
@@ -248,15 +253,19 @@ async def load_config(resolved: ResolvedImage) -> ImageConfig:
     return config
 
 
-def layer_formats(settings: Settings) -> tuple[LayerFormat, ...]:
-    """All formats, in the order in which they are tried."""
-    return (NativeFormat(settings.cache_dir / "sections"),)
+def layer_formats(settings: Settings, keeper: DeviceKeeper | None, report: Reporter) -> tuple[LayerFormat, ...]:
+    """All formats, in the order in which they are tried: what is here comes first, what costs most last."""
+    records = settings.cache_dir / "layers"
+    formats: tuple[LayerFormat, ...] = (
+        KnownFormat(records, keeper),
+        NativeFormat(settings.cache_dir / "sections"),
+    )
+    return formats if keeper is None else (*formats, StreamedFormat(records, keeper, report))
 
 
 async def _find_index(
-    resolved: ResolvedImage, settings: Settings
+    resolved: ResolvedImage, formats: Sequence[LayerFormat]
 ) -> tuple[LayerFormat, IndexLocation, OpenedIndex]:
-    formats = layer_formats(settings)
     for layer_format in formats:
         location = await layer_format.detect(resolved.contents, resolved.manifest)
         if location is not None:
@@ -293,6 +302,8 @@ def _notes(
     reason = {
         "annotation": "the manifest names an index that covers it",
         "referrer": "an index that covers it refers to the manifest",
+        "local": "this host has streamed and indexed it before",
+        "streamed": "no index covers it: this host has streamed and indexed it",
     }[location.origin]
     return tuple(
         LayerNote(

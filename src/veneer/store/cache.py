@@ -9,7 +9,8 @@ When nothing can be evicted for them they exceed the quota, and a warning says s
 readers get the error, and they are written again as soon as there is room.
 
 Layout: ``devices/<key>/`` (:mod:`veneer.store.devicefile`), ``devices/.ledger`` (bytes in all),
-``devices/.collect`` (lock of whoever evicts), ``devices/.trash-*`` (devices being deleted).
+``devices/.collect`` (lock of whoever evicts), ``devices/.trash-*`` (devices being deleted),
+``devices/.arriving-*`` (devices that are not whole yet: :mod:`veneer.store.intake`).
 
 Not here: which spans of a mounted device may go (:mod:`veneer.store.owned`).
 """
@@ -31,6 +32,7 @@ from typing import NamedTuple
 from veneer.errors import CacheError
 from veneer.index.model import Device
 from veneer.store.devicefile import DeviceFile, Fill, Verified
+from veneer.store.intake import Intake, arriving_bytes, sweep_arriving
 from veneer.store.ledger import Ledger
 from veneer.store.owned import BeforePunch, IdleRule
 from veneer.store.pair import is_at
@@ -114,6 +116,7 @@ class DeviceCache:
         with self._mutex:
             if self._ledger is None:
                 self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                sweep_arriving(self.directory)
                 ledger = Ledger(self.directory / ".ledger")
                 try:
                     ledger.reset(self.count())
@@ -139,6 +142,37 @@ class DeviceCache:
                 self._open[path] = file
                 return file
         return None
+
+    def holds_all(self, device: Device) -> bool:
+        """Whether the disk has all of a device in plain form, be it trusted or not."""
+        try:
+            return present_bytes(self.directory / device.key.hex / "map") == device.spans.size
+        except (OSError, MapMismatch):
+            return False
+
+    def intake(self, what: str) -> Intake:
+        """Begin to take in a device; ``what`` names it in errors. Raises CacheError."""
+        try:
+            self._set_up()
+        except OSError as error:
+            raise CacheError(
+                f"{what} cannot be kept in {self.directory}: {error.strerror}",
+                hint="make room on the disk of the cache, or choose another with VENEER_CACHE_DIR",
+                errno=error.errno or errno.EIO,
+            ) from error
+        return Intake(self.directory, self, what)
+
+    def claim(self, length: int) -> None:
+        """Count bytes that are about to be written, evicting others if need be. Raises OSError."""
+        self._reserve(self._set_up(), length, beyond=True)
+
+    def give_back(self, length: int) -> None:
+        """Count bytes that were claimed and not written, or deleted."""
+        self._release(length)
+
+    def make_room(self, length: int) -> bool:
+        """Give up a share of the cache on a full disk; whether that freed anything."""
+        return self._shrink(length)
 
     def has_room(self, length: int) -> bool:
         """Whether so many bytes can be written without evicting first."""
@@ -216,7 +250,7 @@ class DeviceCache:
 
     def count(self) -> int:
         """Bytes that the devices hold, by their own account."""
-        total = 0
+        total = arriving_bytes(self.directory)
         for path in self.paths():
             with suppress(OSError, MapMismatch):
                 total += present_bytes(path / "map")
@@ -384,6 +418,7 @@ class DeviceCache:
         """Delete what a process that died left half deleted."""
         for path in self.directory.glob(".trash-*"):
             shutil.rmtree(path, ignore_errors=True)
+        sweep_arriving(self.directory)
 
 
 def _split(rows: Sequence[_Row], excess: int) -> tuple[Sequence[_Row], Sequence[_Row]]:

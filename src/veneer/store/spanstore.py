@@ -22,6 +22,7 @@ from veneer.source.base import BlobSource
 from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
 from veneer.store.fetch import FetchQueue, Priority
+from veneer.store.intake import Intake
 from veneer.store.jobs import Jobs
 from veneer.store.memory import MemoryCache
 from veneer.store.owned import BeforePunch
@@ -137,6 +138,14 @@ class SpanStore:
         self._attached[device.key.raw] = attached
         self._jobs.add(attached)
         return attached
+
+    def holds_all(self, device: Device) -> bool:
+        """Whether the disk has all of a device in plain form, be it trusted or not. Blocks; any thread."""
+        return self._cache.holds_all(device)
+
+    def intake(self, what: str) -> Intake:
+        """Begin to write a device that arrives as a whole: :meth:`DeviceCache.intake`. Blocks; any thread."""
+        return self._cache.intake(what)
 
     def cached(self, attached: AttachedDevice, offset: int, length: int) -> bytes | None:
         """The bytes if they are here and trusted, else None. Never waits, never fetches."""

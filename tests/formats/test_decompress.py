@@ -10,9 +10,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veneer.convert import decompress
-from veneer.convert.decompress import PIECE_SIZE, plain_pieces
 from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.formats import decompress
+from veneer.formats.decompress import PIECE_SIZE, plain_pieces
 
 SKIPPABLE = b"\x50\x2a\x4d\x18\x05\0\0\0hello"
 TEXT = b"".join(b"%d " % number for number in range(20_000))

@@ -6,13 +6,16 @@ much comes out in all is bounded too, since whoever pays for the disk did not wr
 
 Several gzip members and zstd frames in a row count as one stream, as they do for every other tool: eStargz,
 zstd:chunked and parallel compressors write them.
+
+The CRC of gzip is not checked: whoever asks for the bytes compares them with SHA-256 digests, stored and plain.
 """
 
-import zlib
+import struct
 from collections.abc import Callable, Generator, Iterator
 from typing import IO, NamedTuple, cast
 
 import zstandard
+from isal import isal_zlib
 
 from veneer.errors import IntegrityError, UnsupportedFormat
 
@@ -24,11 +27,18 @@ Read = Callable[[int], bytes]
 PIECE_SIZE = 1 << 20
 #: No layer is larger: ten times the largest model images of 2026.
 MAX_PLAIN_SIZE = 1 << 42
-#: zlib copies what follows a member each time one ends; short inputs keep many short members cheap.
-_GZIP_INPUT = 16 << 10
+#: Stored bytes that are decompressed at a time. What follows the end of a member is copied each time, so that
+#: behind another member less is tried first: some layers have a member for every file.
+_GZIP_INPUT, _SHORT_INPUT = 128 << 10, 4 << 10
+#: Magic, method, flags, and six bytes that are of no use; CRC-32 and length of a member.
+_GZIP_HEADER, _GZIP_TRAILER = struct.Struct("<2sBB6x"), struct.Struct("<II")
+#: Of a name or a comment.
+_MAX_HEADER_TEXT = 64 << 10
 _ZSTD_INPUT = 128 << 10
 #: The window that the zstd tool accepts unless told otherwise.
 _ZSTD_MAX_WINDOW = 128 << 20
+#: Its stubs call the class an instance.
+_IsalError = cast("type[Exception]", isal_zlib.error)
 _SKIPPABLE_MAGIC = 0x184D2A50
 
 
@@ -75,20 +85,90 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(read: Read, what: str) -> Iterator[bytes]:
-    member = zlib.decompressobj(wbits=31)
-    pending = b""
-    while pending or (pending := read(_GZIP_INPUT)):
-        if member.eof:
-            member = zlib.decompressobj(wbits=31)
-        try:
-            plain = member.decompress(pending, PIECE_SIZE)
-        except zlib.error as error:
-            raise IntegrityError(f"{what}: malformed gzip stream: {error}") from error
-        pending = member.unused_data if member.eof else member.unconsumed_tail
-        if plain:
-            yield plain
-    if not member.eof:
+    source = _Pending(read)
+    first = True
+    while source.more(_GZIP_INPUT):
+        _skip_header(source, what)
+        size = 0
+        # A member at a time, without its wrapper: isal's own reader of headers stumbles over pieces of them.
+        member = isal_zlib.decompressobj(-15)
+        short = not first
+        pending = b""
+        while not member.eof:
+            pending = pending or source.take(_SHORT_INPUT if short else _GZIP_INPUT)
+            short = False
+            try:
+                plain = member.decompress(pending, PIECE_SIZE)
+            except _IsalError as error:
+                raise IntegrityError(f"{what}: malformed gzip stream: {error}") from error
+            if not plain and not pending and not member.eof:
+                raise IntegrityError(f"{what}: gzip stream ends early")
+            pending = member.unconsumed_tail
+            size += len(plain)
+            if plain:
+                yield plain
+        source.give_back(member.unused_data)
+        trailer = source.exactly(_GZIP_TRAILER.size, what)
+        if _GZIP_TRAILER.unpack(trailer)[1] != size % (1 << 32):
+            raise IntegrityError(f"{what}: malformed gzip stream: a member is not as long as it says")
+        first = False
+    if first:
         raise IntegrityError(f"{what}: gzip stream ends early")
+
+
+def _skip_header(source: "_Pending", what: str) -> None:
+    """Read the header of a member (RFC 1952, section 2.3); what it says is of no use here."""
+    magic, method, flags = _GZIP_HEADER.unpack(source.exactly(_GZIP_HEADER.size, what))
+    if magic != b"\x1f\x8b" or method != 8 or flags & 0xE0:
+        raise IntegrityError(f"{what}: malformed gzip stream: no header of a member")
+    if flags & 4:
+        source.exactly(int.from_bytes(source.exactly(2, what), "little"), what)
+    for text in (8, 16):
+        if flags & text:
+            source.past_zero(what)
+    if flags & 2:
+        source.exactly(2, what)
+
+
+class _Pending:
+    """Stored bytes that can be put back."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._held = b""
+
+    def more(self, size: int) -> bool:
+        """Whether there is another byte."""
+        self._held = self._held or self._read(size)
+        return bool(self._held)
+
+    def take(self, size: int) -> bytes:
+        """Some bytes; ``b""`` at the end."""
+        if not self._held:
+            return self._read(size)
+        taken, self._held = self._held[:size], self._held[size:]
+        return taken
+
+    def give_back(self, data: bytes) -> None:
+        """Have these bytes come next."""
+        self._held = data + self._held
+
+    def exactly(self, size: int, what: str) -> bytes:
+        """So many bytes. Raises IntegrityError."""
+        taken = b""
+        while len(taken) < size:
+            part = self.take(size - len(taken))
+            if not part:
+                raise IntegrityError(f"{what}: gzip stream ends early")
+            taken += part
+        return taken
+
+    def past_zero(self, what: str) -> None:
+        """Skip a text and the zero at its end. Raises IntegrityError."""
+        for _ in range(_MAX_HEADER_TEXT):
+            if self.exactly(1, what) == b"\0":
+                return
+        raise IntegrityError(f"{what}: malformed gzip stream: a header of more than {_MAX_HEADER_TEXT} bytes")
 
 
 def _unzstd(read: Read, what: str) -> Iterator[bytes]:

@@ -1,0 +1,249 @@
+"""Images without an index, mounted: by the daemon, by a process, twice at once, and by a daemon that dies."""
+
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import pytest
+import trio
+
+from tests.convert.layouts import Layout
+from tests.daemon.layouts import LARGE, busybox_layer
+from tests.daemon.test_daemon import (
+    another_worker,
+    daemon_status,
+    environment,
+    eventually,
+    kill,
+    mount,
+    nothing_mounted,
+    processes,
+    read,
+    umount,
+)
+from tests.registry.servers import docker_registry
+from veneer.container.options import ContainerOptions
+from veneer.daemon import mounts
+from veneer.daemon.client import RunRequest, run_image
+from veneer.daemon.lifecycle import start_daemon
+from veneer.daemon.report import MountReport
+from veneer.errors import IntegrityError, MountError
+from veneer.oci.descriptor import Descriptor
+from veneer.registry.client import RegistryRepository
+from veneer.registry.keychain import Keychain
+from veneer.settings import Settings
+from veneer.source.layout import OCILayout
+from veneer.testing.actions import FlipBit, Hold
+from veneer.testing.images import write_image
+from veneer.testing.registry import ScriptedRegistry, scripted_registry
+from veneer.testing.tars import TarItem, tar
+from veneer.transport import Transport
+
+pytestmark = [pytest.mark.root, pytest.mark.network]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, backend="erofs-fanotify")
+
+
+@pytest.fixture(scope="session")
+def plain_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that a registry can serve: ``app``, tagged gzip and zstd."""
+    directory = tmp_path_factory.mktemp("plain")
+    layers = [
+        busybox_layer(TarItem(b"etc/passwd", content=b"root:x:0:0::/root:/bin/sh\n")),
+        tar([TarItem(b"etc/hello", content=b"hello\n"), TarItem(b"large", content=LARGE)]),
+    ]
+    for compression in ("gzip", "zstd"):
+        write_image(layers, directory / "app", compression, compression, {"Cmd": ["cat", "/etc/hello"]})
+    return directory
+
+
+@pytest.fixture
+def repositories(workplace: Path, plain_layout: Path) -> Path:
+    shutil.copytree(plain_layout, workplace / "repositories")
+    return workplace / "repositories"
+
+
+def report(settings: Settings, mountpoint: Path) -> MountReport:
+    found = [one for one in mounts.list_mounts(settings.run_dir).mounts if one.record.mountpoint == mountpoint]
+    assert found[0].report is not None
+    return found[0].report
+
+
+def layer_requests(registry: ScriptedRegistry, repositories: Path, tag: str = "gzip") -> int:
+    digests = tuple(layer["digest"] for layer in Layout(repositories / "app").manifest(tag)["layers"])
+    return sum(record.path.endswith(digests) for record in registry.asked("GET", "/blobs/"))
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+    return await trio.to_thread.run_sync(partial(function, *args, **more))
+
+
+@pytest.mark.parametrize(
+    ("backend", "tag"),
+    [("erofs-fanotify", "gzip"), ("erofs-fanotify", "zstd"), ("erofs-fuse", "gzip"), ("fuse", "zstd")],
+)
+def test_the_second_mount_fetches_nothing(
+    workplace: Path, settings: Settings, repositories: Path, backend: str, tag: str
+) -> None:
+    settings = replace(settings, backend=backend)
+    point = workplace / "mnt"
+
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            image = f"{registry.host}/app:{tag}"
+            for origin, requests in (("streamed", 2), ("local", 0)):
+                del registry.requests[:]
+                info = await in_thread(mount, image, point, settings)
+                assert info.index_origin == origin
+                assert layer_requests(registry, repositories, tag) == requests
+                assert await in_thread((point / "large").read_bytes) == LARGE
+                told = await in_thread(report, settings, point)
+                assert told.index_origin == origin
+                assert told.complete == 2
+                assert told.store["requests"] == 0
+                assert layer_requests(registry, repositories, tag) == requests
+                if backend == "erofs-fanotify":
+                    # The kernel asked nobody.
+                    assert told.kernel["events"] == 0
+                await in_thread(mounts.umount, point, settings.run_dir)
+
+    trio.run(main)
+
+
+def test_a_container_runs_from_a_registry_of_the_distribution(
+    workplace: Path, settings: Settings, repositories: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        (workplace / "docker").mkdir()
+        async with docker_registry(workplace / "docker") as host, Transport(settings) as transport:
+            layout = OCILayout(repositories / "app")
+            target = RegistryRepository(
+                host, "app", transport=transport, keychain=Keychain(settings), settings=settings
+            )
+            raw = await layout.manifest("gzip")
+            parsed = Layout(repositories / "app").manifest("gzip")
+            for entry in (*parsed["layers"], parsed["config"]):
+                data = Layout(repositories / "app").file(entry["digest"]).read_bytes()
+                await target.push_blob(Descriptor.from_json(entry), partial(BytesIO, data))
+            await target.push_manifest(raw.data, raw.descriptor.media_type, "gzip")
+            for _ in range(2):
+                result = await in_thread(
+                    run_image, RunRequest(f"{host}/app:gzip", ContainerOptions()), settings
+                )
+                assert result.exit_code == 0
+
+    trio.run(main)
+    assert capfd.readouterr().out == "hello\nhello\n"
+
+
+def test_two_mounts_at_once_share_one_download(workplace: Path, settings: Settings, repositories: Path) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            await in_thread(start_daemon, settings.run_dir, idle_exit_s=60)
+            async with trio.open_nursery() as nursery:
+                for name in ("one", "two"):
+                    nursery.start_soon(
+                        in_thread, mount, f"{registry.host}/app:gzip", workplace / name, settings
+                    )
+            assert layer_requests(registry, repositories) == 2
+
+    trio.run(main)
+    for name in ("one", "two"):
+        assert (workplace / name / "large").read_bytes() == LARGE
+        umount(workplace / name, settings)
+
+
+def test_wrong_bytes_are_never_mounted(workplace: Path, settings: Settings, repositories: Path) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            digest = Layout(repositories / "app").manifest("gzip")["layers"][1]["digest"]
+            registry.faults.add(FlipBit(3_000_000), path=digest, count=None)
+            with pytest.raises(IntegrityError, match=digest):
+                await in_thread(mount, f"{registry.host}/app:gzip", workplace / "mnt", settings)
+
+    trio.run(main)
+    assert not (workplace / "mnt").exists()
+    nothing_mounted(settings)
+
+
+def arriving(settings: Settings) -> list[Path]:
+    return list((settings.cache_dir / "devices").glob(".arriving-*"))
+
+
+def test_nothing_wrong_remains_of_a_worker_that_is_killed_in_the_middle(
+    workplace: Path, settings: Settings, repositories: Path
+) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            image, held = f"{registry.host}/app:gzip", Hold()
+            await in_thread(mount, image.replace("gzip", "zstd"), workplace / "other", settings)
+            registry.faults.add(held, path=Layout(repositories / "app").manifest("gzip")["layers"][1]["digest"])
+
+            async def interrupted() -> None:
+                with pytest.raises(MountError):
+                    await in_thread(mount, image, workplace / "mnt", settings)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(interrupted)
+                await held.arrived.wait()
+                before = (await in_thread(processes, settings))["worker"]
+                await in_thread(kill, settings, "worker")
+                await in_thread(another_worker, settings, before)
+                held.release.set()
+            # What was mounted before is served by the new worker, which has swept as well.
+            assert await in_thread(read, workplace / "other/large", 0, 100) == LARGE[:100]
+            assert arriving(settings) == []
+            await in_thread(mount, image, workplace / "mnt", settings)
+            assert await in_thread((workplace / "mnt/large").read_bytes) == LARGE
+
+    trio.run(main)
+    for name in ("mnt", "other"):
+        umount(workplace / name, settings)
+
+
+def test_whoever_gives_up_stops_the_download(workplace: Path, settings: Settings, repositories: Path) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            held = Hold()
+            registry.faults.add(held, path=Layout(repositories / "app").manifest("gzip")["layers"][1]["digest"])
+            command = [sys.executable, "-m", "veneer", "mount", f"{registry.host}/app:gzip"]
+            process = await trio.lowlevel.open_process(
+                [*command, f"{workplace}/mnt"], env=environment(settings)
+            )
+            await held.arrived.wait()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 128 + signal.SIGINT
+            await in_thread(nothing_mounted, settings)
+            await in_thread(eventually, lambda: not arriving(settings))
+
+    trio.run(main)
+    assert not (workplace / "mnt").exists()
+
+
+def test_a_mount_outlives_its_worker_without_the_registry(
+    workplace: Path, settings: Settings, repositories: Path
+) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            await in_thread(mount, f"{registry.host}/app:gzip", workplace / "mnt", settings)
+
+    trio.run(main)
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    assert daemon_status(settings)["mounts"] == 1
+    assert report(settings, workplace / "mnt").complete == 2
+    umount(workplace / "mnt", settings)

@@ -1,0 +1,381 @@
+"""Images without any index: streamed once, right or not at all, and here from then on."""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.convert.layouts import Layout
+from tests.image.conftest import BASE, BIG, TOP
+from veneer.errors import CacheError, IntegrityError, NotFound, Unavailable, UnsupportedFormat, VeneerError
+from veneer.events import Event, Notice, Progress
+from veneer.image import Image, open_image
+from veneer.image.files import read_file
+from veneer.image.inspect import inspect_image
+from veneer.settings import Settings
+from veneer.source import parallel
+from veneer.store.spanstore import SpanStore, open_store
+from veneer.testing.actions import Action, FlipBit, Hold, IgnoreRange, Reset, Truncate
+from veneer.testing.images import write_image
+from veneer.testing.registry import ScriptedRegistry
+from veneer.testing.tars import TarItem, tar
+
+pytestmark = pytest.mark.network
+
+#: Bytes that no compression makes less of: several parts, and several spans.
+LARGE = random.Random(3).randbytes(5_300_000)
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Layout:
+    """What the registry serves as ``source``: gzip, and nothing that says how it can be read lazily."""
+    layout = Layout(tmp_path / "registry/source")
+    large = tar([TarItem(b"large", content=LARGE), TarItem(b"after", content=b"the large one")])
+    for compression in ("gzip", "zstd", "none"):
+        write_image([BASE, TOP, large], layout.path, compression, compression)
+    write_image([BASE, tar([TarItem(b"other", content=b"another image")])], layout.path, "shared", "gzip")
+    return layout
+
+
+@asynccontextmanager
+async def opened(
+    reference: str, settings: Settings, report: Callable[[Event], None] = lambda _event: None
+) -> AsyncIterator[tuple[Image, SpanStore]]:
+    async with (
+        open_store(settings) as store,
+        open_image(reference, settings, keeper=store, report=report) as image,
+    ):
+        yield image, store
+
+
+async def content(image: Image, store: SpanStore, path: bytes) -> bytes:
+    return b"".join([piece async for piece in read_file(image, store, path)])
+
+
+def remains(settings: Settings) -> list[str]:
+    """Names of all files in the cache that hold, or would hold, something of layers."""
+    found = [*(settings.cache_dir / "devices").rglob("*"), *(settings.cache_dir / "layers").glob("sha256-*")]
+    return sorted(path.name for path in found if path.name not in (".ledger", ".collect"))
+
+
+def data_requests(registry: ScriptedRegistry, layers: Layout, tag: str) -> list[str]:
+    digests = [layer["digest"] for layer in layers.manifest(tag)["layers"]]
+    return [record.path for record in registry.asked("GET", "/blobs/") if record.path.endswith(tuple(digests))]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+async def test_it_is_streamed_once_and_then_opened_without_a_request_for_data(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, compression: str
+) -> None:
+    reference = f"{registry.host}/source:{compression}"
+    events: list[Event] = []
+    async with opened(reference, settings, events.append) as (image, store):
+        assert image.index_origin == "streamed"
+        assert await content(image, store, b"large") == LARGE
+        assert await content(image, store, b"big") == BIG
+        assert await content(image, store, b"tool") == b"#!tool"
+        assert await content(image, store, b"release") == b"ID=test\n"
+        assert store.stats.requests == 0
+    (notice,) = [event.message for event in events if isinstance(event, Notice)]
+    size = sum(layer["size"] for layer in layers.manifest(compression)["layers"])
+    assert f"has no index: 3 of its 3 layers are downloaded whole, {size / (1 << 20):.1f} MiB" in notice
+    done = [
+        (event.item, event.total)
+        for event in events
+        if isinstance(event, Progress) and event.done == event.total
+    ]
+    assert len(done) == 3
+
+    del registry.requests[:]
+    async with opened(reference, settings, events.append) as (image, store):
+        assert image.index_origin == "local"
+        assert await content(image, store, b"large") == LARGE
+        attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
+        assert all(device.complete for device in attached)
+    assert [record.method for record in registry.requests] == ["GET"]
+    assert "/manifests/" in registry.requests[0].path
+    async with (
+        registry.down(),
+        opened(f"{registry.host}/source@{image.manifest.digest}", settings) as (image, store),
+    ):
+        assert await content(image, store, b"after") == b"the large one"
+
+
+async def test_a_layer_that_another_image_brought_is_not_downloaded(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    async with opened(f"{registry.host}/source:gzip", settings):
+        pass
+    del registry.requests[:]
+    events: list[Event] = []
+    async with opened(f"{registry.host}/source:shared", settings, events.append) as (image, store):
+        assert await content(image, store, b"big") == BIG
+        assert await content(image, store, b"other") == b"another image"
+    assert len(data_requests(registry, layers, "shared")) == 1
+    assert any("1 of its 2 layers" in event.message for event in events if isinstance(event, Notice))
+
+
+async def test_images_opened_at_once_share_one_download(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    async def look(reference: str) -> None:
+        # Each has a store of its own, as processes have.
+        async with opened(reference, settings) as (image, store):
+            assert await content(image, store, b"big") == BIG
+
+    async with trio.open_nursery() as nursery:
+        for tag in ("gzip", "gzip", "shared"):
+            nursery.start_soon(look, f"{registry.host}/source:{tag}")
+    everything = data_requests(registry, layers, "gzip") + data_requests(registry, layers, "shared")
+    assert len(everything) == len(set(everything)) + 1  # the base layer is of both images
+
+
+async def test_the_registry_need_not_do_ranges(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "PART_SIZE", 300_000)
+    monkeypatch.setattr("veneer.registry.blob.SKIP_LIMIT", 600_000)
+    rule = registry.faults.add(IgnoreRange(), count=None)
+    async with opened(f"{registry.host}/source:gzip", settings) as (image, store):
+        assert await content(image, store, b"large") == LARGE
+    assert rule.hits
+
+
+@pytest.mark.parametrize("fault", [Reset(after=700_000), Truncate(after=700_000)])
+async def test_a_transfer_that_breaks_off_goes_on(
+    registry: ScriptedRegistry,
+    layers: Layout,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Action,
+) -> None:
+    monkeypatch.setattr(parallel, "PART_SIZE", 1_000_000)
+    rule = registry.faults.add(fault, path=layers.manifest("gzip")["layers"][2]["digest"], count=3)
+    async with opened(f"{registry.host}/source:gzip", settings) as (image, store):
+        assert await content(image, store, b"large") == LARGE
+    assert rule.hits == 3
+
+
+async def test_damage_on_the_way_is_fetched_again_once(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    events: list[Event] = []
+    digest = layers.manifest("gzip")["layers"][2]["digest"]
+    registry.faults.add(FlipBit(2_000_000), path=digest)
+    async with opened(f"{registry.host}/source:gzip", settings, events.append) as (image, store):
+        assert await content(image, store, b"large") == LARGE
+    assert any("fetching it again" in event.message for event in events if isinstance(event, Notice))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+@pytest.mark.parametrize("at", [3, 2_000_000, -5])
+async def test_wrong_bytes_are_an_error_and_nothing_of_them_remains(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, compression: str, at: int
+) -> None:
+    layer = layers.manifest(compression)["layers"][2]
+    registry.faults.add(FlipBit(at % layer["size"]), path=layer["digest"], count=None)
+    with pytest.raises(IntegrityError, match=layer["digest"]):
+        async with opened(f"{registry.host}/source:{compression}", settings):
+            pass
+    # What came whole before is kept; nothing is of the layer that did not.
+    kept = remains(settings)
+    assert f"sha256-{layer['digest'][7:]}" not in kept
+    assert not any(name.startswith(".arriving") for name in kept)
+    registry.faults.clear()
+    async with opened(f"{registry.host}/source:{compression}", settings) as (image, store):
+        assert await content(image, store, b"large") == LARGE
+
+
+def with_layer(layers: Layout, stored: bytes, plain: bytes, tag: str) -> str:
+    """An image of one gzip layer that the config says unpacks to ``plain``; the layer's digest."""
+    manifest = layers.manifest("gzip")
+    config = layers.document(manifest["config"]["digest"])
+    config["rootfs"]["diff_ids"] = [f"sha256:{hashlib.sha256(plain).hexdigest()}"]
+    described = layers.store(manifest["config"]["mediaType"], json.dumps(config).encode())
+    layer = layers.store(manifest["layers"][0]["mediaType"], stored)
+    layers.change("gzip", tag, config=described, layers=[layer])
+    return str(layer["digest"])
+
+
+GOOD = tar([TarItem(b"a", content=b"x" * 100_000)])
+
+
+@pytest.mark.parametrize(
+    ("stored", "plain", "reason"),
+    [
+        (gzip.compress(GOOD), GOOD + b"\0", "diffID"),
+        (gzip.compress(GOOD)[:-1], GOOD, "ends early"),
+        (gzip.compress(GOOD)[:-100], GOOD, "ends early|malformed"),
+        (gzip.compress(GOOD) + b"garbage", GOOD, "gzip"),
+        (gzip.compress(GOOD[:-2000]), GOOD[:-2000], "truncated"),
+        (GOOD, GOOD, "gzip"),
+        (b"", b"", "gzip"),
+    ],
+)
+async def test_a_layer_that_is_not_what_is_stated_is_refused(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, stored: bytes, plain: bytes, reason: str
+) -> None:
+    digest = with_layer(layers, stored, plain, "bad")
+    with pytest.raises(IntegrityError, match=reason) as caught:
+        async with opened(f"{registry.host}/source:bad", settings):
+            pass
+    assert digest in caught.value.message
+    assert remains(settings) == []
+
+
+async def test_a_bomb_ends_at_the_quota(registry: ScriptedRegistry, layers: Layout, settings: Settings) -> None:
+    with_layer(layers, gzip.compress(bytes(40 << 20)), b"", "bomb")
+    with pytest.raises(CacheError, match="more than the cache quota"):
+        async with opened(f"{registry.host}/source:bomb", replace(settings, cache_quota=20 << 20)):
+            pass
+    assert remains(settings) == []
+
+
+async def test_a_full_disk_is_told_and_nothing_remains(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > 100_000 and offset > 1_000_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(CacheError, match="No space left") as caught:
+        async with opened(f"{registry.host}/source:gzip", settings):
+            pass
+    assert caught.value.hint
+    assert not any(name.startswith(".arriving") for name in remains(settings))
+
+
+async def test_giving_up_in_the_middle_leaves_nothing(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    hold = Hold()
+    registry.faults.add(hold, path=layers.manifest("gzip")["layers"][2]["digest"])
+    async with trio.open_nursery() as nursery:
+
+        async def look() -> None:
+            async with opened(f"{registry.host}/source:gzip", settings):
+                raise AssertionError("it cannot be open yet")
+
+        nursery.start_soon(look)
+        with trio.fail_after(20):
+            await hold.arrived.wait()
+        nursery.cancel_scope.cancel()
+    assert not any(name.startswith(".arriving") for name in remains(settings))
+
+
+async def test_a_registry_that_goes_away_is_an_error_in_time(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    registry.faults.add(Reset(), path="/blobs/", count=None)
+    with pytest.raises(Unavailable):
+        async with opened(f"{registry.host}/source:gzip", replace(settings, read_deadline_s=2)):
+            pass
+    assert not any(name.startswith(".arriving") for name in remains(settings))
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+async def test_what_has_been_evicted_since_is_read_again(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, compression: str
+) -> None:
+    async with opened(f"{registry.host}/source:{compression}", settings) as (image, store):
+        (large,) = [device for device in image.devices if device.spans.size > 5_000_000]
+        attached = store.attach(large, image.sources[2])
+        file = attached.file
+        assert file is not None
+        for evicted in ([0], [4, 2], range(len(large.spans))):
+            file.evict(evicted)
+            assert not attached.complete
+            assert await content(image, store, b"large") == LARGE
+        file.evict([1, 3])
+        # Backwards, which no decompressor can.
+        for start in (4 << 20, 1 << 20):
+            expected = LARGE[start : start + 1000]
+            (extent,) = image.index.extents(image.index.lookup(b"large") or 0, start, 1000)
+            assert await store.read(attached, extent.offset, 1000) == expected
+
+
+async def test_what_has_been_evicted_before_it_is_opened_is_streamed_again(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    async with opened(f"{registry.host}/source:gzip", settings) as (image, store):
+        attached = store.attach(image.devices[2], image.sources[2])
+        assert attached.file is not None
+        attached.file.evict([1])
+    del registry.requests[:]
+    async with opened(f"{registry.host}/source:gzip", settings) as (image, store):
+        assert image.index_origin == "streamed"
+        assert await store.prove(store.attach(image.devices[2], image.sources[2]))
+        assert await content(image, store, b"large") == LARGE
+    assert set(data_requests(registry, layers, "gzip")) == {
+        f"/v2/source/blobs/{layers.manifest('gzip')['layers'][2]['digest']}"
+    }
+
+
+async def test_wrong_bytes_after_eviction_never_reach_a_reader(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    configured = replace(settings, read_deadline_s=2)
+    async with opened(f"{registry.host}/source:gzip", configured) as (image, store):
+        attached = store.attach(image.devices[2], image.sources[2])
+        assert attached.file is not None
+        attached.file.evict(range(len(image.devices[2].spans)))
+        digest = layers.manifest("gzip")["layers"][2]["digest"]
+        registry.faults.add(FlipBit(2_000_000), path=digest, count=None)
+        with pytest.raises(VeneerError):
+            await content(image, store, b"large")
+
+
+async def test_a_damaged_record_is_made_again(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    reference = f"{registry.host}/source:gzip"
+    async with opened(reference, settings):
+        pass
+    for damage in (lambda data: data[:-1], lambda data: bytes([data[0] ^ 1]) + data[1:], lambda _data: b""):
+        for record in (settings.cache_dir / "layers").glob("sha256-*"):
+            record.write_bytes(damage(record.read_bytes()))
+        async with opened(reference, settings) as (image, store):
+            assert image.index_origin == "streamed"
+            assert await content(image, store, b"large") == LARGE
+
+
+async def test_looking_at_an_image_downloads_no_layer(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    reference = f"{registry.host}/source:gzip"
+    before = await inspect_image(reference, settings)
+    assert not before.lazy
+    assert "has no index" in before.reason
+    assert data_requests(registry, layers, "gzip") == []
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(reference, settings):
+            pass
+    async with opened(reference, settings):
+        pass
+    after = await inspect_image(reference, settings)
+    assert after.lazy
+    assert after.index_origin == "local"
+    assert after.files["files"] > 5
+    assert after.size == sum(layer.size or 0 for layer in after.layers)
+
+
+async def test_a_layer_that_is_missing_says_so(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    layers.file(layers.manifest("gzip")["layers"][1]["digest"]).unlink()
+    with pytest.raises(NotFound):
+        async with opened(f"{registry.host}/source:gzip", settings):
+            pass
