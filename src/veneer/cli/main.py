@@ -33,6 +33,7 @@ COMMANDS = {
     "index": "Look into the index of an image.",
     "cache": "Look after the local cache.",
     "registry": "Serve a directory of OCI image layouts as a registry.",
+    "lab": "Measure what starts of containers cost, and compare with other systems.",
 }
 
 

@@ -1,7 +1,7 @@
 """Frozen dataclasses from JSON, as their annotations say.
 
-Strict both ways: a member that is missing and has no default, one that is unknown, and a value of another type
-are errors. Not for formats that others write: those have parsers of their own.
+Strict both ways: a member that is missing and has no default, one that is unknown, and a value of another
+type are errors. Not for formats that others write: those have parsers of their own.
 """
 
 import types

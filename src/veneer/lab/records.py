@@ -2,7 +2,8 @@
 
 A result directory is the raw material of tables and reports. Everything that a figure rests on is in it, so
 that a second reader can compute the figure again, or measure it again with the command line that is in it.
-Events are appended when they happen and never changed: a bench that is interrupted leaves what it has measured.
+Events are appended when they happen and never changed: a bench that is interrupted leaves what it has
+measured.
 
 Not for: derived figures. Those are made from the events by :mod:`veneer.lab.statistics`, each time anew.
 
@@ -204,7 +205,7 @@ class SetupEvent:
 
     Args:
         image: which.
-        step: ``convert``, ``record``, ``pack``, ``static``, ``sidecar``, ``unpack``, ``push``.
+        step: which variant of the image: ``plain``, ``lazy``, ``recorded``, ``static``, ``sidecar``, ``tree``.
         seconds: how long it took; for information, it is not repeated.
         facts: numbers about the result, such as ``pack_stored``, ``index_size``, in bytes where they are sizes.
         at_s: seconds since the bench began.
@@ -226,7 +227,8 @@ class RunEvent:
         image: which.
         system: how.
         network: from where.
-        block: which one of this image and network, from 0; runs of one block are paired.
+        block: which one of this image and network, from 0; runs of one block are paired. -1 is a start for
+            its timing record, which takes time itself, and not for its time.
         position: in the block, from 0.
         outcome: one of :data:`OUTCOMES`.
         seconds: from spawning the command to its end, or to the first success of the readiness probe; None
@@ -245,6 +247,8 @@ class RunEvent:
         error: why it is not ok.
         report: what ``veneer run --report`` wrote.
         timing: the timing record of the start.
+        arrival_s: when bytes came through the line, in seconds from spawning; at most 200 points.
+        arrival_bytes: how many had come until then.
         at_s: seconds since the bench began, at the end of the run.
     """
 
@@ -271,6 +275,8 @@ class RunEvent:
     report: Mapping[str, object] | None
     timing: Mapping[str, object] | None
     at_s: float
+    arrival_s: tuple[float, ...] = ()
+    arrival_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,101 @@
+"""veneer as a system: with packs of several origins, without, and warm."""
+
+import json
+from collections.abc import Mapping
+
+from veneer.errors import Unavailable
+from veneer.lab.distance import Counters
+from veneer.lab.systems import Facts, Launch, System
+from veneer.lab.variants import Variants
+from veneer.lab.workplace import Subject, Workplace, veneer_program
+
+__all__ = ["VENEERED", "Veneered"]
+
+#: What a warm start may fetch: whether the tag has moved.
+_WARM_BYTES = 256 << 10
+
+
+class Veneered(System):
+    """``veneer run``, with a resident daemon and an empty cache.
+
+    Args:
+        place: where.
+        variants: of images.
+        name: one of :data:`VENEERED`.
+    """
+
+    lazy = True
+
+    def __init__(self, place: Workplace, variants: Variants, name: str) -> None:
+        super().__init__(place, variants)
+        self.name = name
+        self.variant, self._warm, self._packed, self.about = VENEERED[name]
+        self._cache = place.directory / "veneer-cache"
+        self._report = place.directory / "report.json"
+        self._timing = place.directory / "timing.json"
+
+    def wipe(self, subject: Subject) -> None:
+        """Nothing of it on this machine."""
+        self.place.fresh("veneer-cache")
+        self._report.unlink(missing_ok=True)
+        self._timing.unlink(missing_ok=True)
+
+    def launch(self, subject: Subject, port: int) -> Launch:
+        """What a user would type."""
+        argv = (veneer_program(), "run", "--report", str(self._report), subject.reference(port, self.variant))
+        own = {"VENEER_CACHE_DIR": str(self._cache)}
+        return Launch(argv, dict(self.place.environment) | own)
+
+    def timed(self, launch: Launch) -> Launch | None:
+        """With a record of when what happened."""
+        program, command, *rest = launch.argv
+        argv = (program, command, "--timing-record", str(self._timing), *rest)
+        return Launch(argv, launch.environment)
+
+    def finish(self, subject: Subject) -> None:
+        """Nothing is left."""
+        # veneer run cleans up after itself
+
+    def rehearsal(self, subject: Subject) -> Launch:
+        """A start that brings the programs into memory."""
+        own = {"VENEER_CACHE_DIR": str(self.place.directory / "rehearsal-cache")}
+        argv = (veneer_program(), "run", subject.reference(self.place.registry, "lazy"))
+        return Launch(argv, dict(self.place.environment) | own)
+
+    def warm_up(self, subject: Subject, port: int) -> Launch | None:
+        """One start, if it is to be warm."""
+        return self.launch(subject, port) if self._warm else None
+
+    def facts(self, subject: Subject, counters: Counters) -> Facts:
+        """What its counters say."""
+        try:
+            document: dict[str, object] = json.loads(self._report.read_bytes())
+        except FileNotFoundError:
+            return Facts({"it wrote a report": False})
+        report = document.get("report")
+        if not isinstance(report, dict):
+            raise Unavailable("a mount ended without a report; its process died")
+        fetched, requests = document["bytes_fetched"], document["requests"]
+        if not isinstance(fetched, int) or not isinstance(requests, int):
+            raise Unavailable("the report of veneer run has no counters")
+        checks = {}
+        if self._warm:
+            checks["nothing was fetched again"] = fetched <= _WARM_BYTES
+        elif self.variant != "plain":
+            checks["it fetched less than the image"] = fetched < subject.built.stored
+        if self._packed:
+            pack = report.get("pack")
+            checks["it used the pack"] = isinstance(pack, Mapping) and bool(pack.get("mapped"))
+        timing = json.loads(self._timing.read_bytes()) if self._timing.exists() else None
+        return Facts(checks, requests, document, timing)
+
+
+#: Name -> variant of the image, warm, with a pack, what it is.
+VENEERED: Mapping[str, tuple[str, bool, bool, str]] = {
+    "veneer-recorded": ("recorded", False, True, "converted, with a pack of what starts were seen to read"),
+    "veneer-static": ("static", False, True, "converted, with a pack of what a start must read"),
+    "veneer-none": ("lazy", False, False, "converted, nothing known of starts"),
+    "veneer-plain": ("plain", False, False, "the ordinary gzip image, no index anywhere"),
+    "veneer-sidecar": ("sidecar", False, True, "the ordinary gzip image, with an index and a pack beside it"),
+    "veneer-warm": ("recorded", True, True, "the same as recorded, started a second time"),
+}
