@@ -131,8 +131,9 @@ def run_bench(plan: BenchPlan, report: Reporter = silent) -> None:
                     time.monotonic() - began,
                 )
             )
-        for subject in (rehearsal, *subjects):
-            for system in systems:
+        for system in systems:
+            system.prepare_rehearsal(rehearsal)
+            for subject in subjects:
                 system.prepare(subject)
         blocks = Blocks(subjects, systems, plan.networks, plan.blocks, plan.seed, plan.tools_warm, plan.timed)
         run_blocks(place, blocks, rehearsal, writer, plan.output, began=began, report=report)

@@ -99,6 +99,10 @@ class System(ABC):
     def finish(self, subject: Subject) -> None:
         """Remove what a start left behind, whatever became of it."""
 
+    def prepare_rehearsal(self, subject: Subject) -> None:
+        """Make what :meth:`rehearsal` needs. Raises VeneerError."""
+        self.prepare(subject)
+
     def rehearsal(self, subject: Subject) -> Launch:
         """A start of a tiny image that is here already, to have the programs in memory, and nothing else."""
         return self.launch(subject, self.place.registry)

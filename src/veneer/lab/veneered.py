@@ -56,6 +56,10 @@ class Veneered(System):
         """Nothing is left."""
         # veneer run cleans up after itself
 
+    def prepare_rehearsal(self, subject: Subject) -> None:
+        """The same for all of them."""
+        self.variants.need(subject, "lazy")
+
     def rehearsal(self, subject: Subject) -> Launch:
         """A start that brings the programs into memory."""
         own = {"VENEER_CACHE_DIR": str(self.place.directory / "rehearsal-cache")}
