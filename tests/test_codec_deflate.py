@@ -90,6 +90,17 @@ def test_members_may_end_and_begin_inside(members: list[bytes], data: st.DataObj
         stretch(stored, length)
 
 
+def test_headers_of_members_may_have_everything() -> None:
+    """Extra field, name, comment and checksum of the header, of every length about the size of an input."""
+    body = gzip.compress(b"more")[10:]
+    for length in (0, 1, 4090, 4096, 65_530):
+        extra = length.to_bytes(2, "little") + bytes(length)
+        header = b"\x1f\x8b\x08\x1e" + bytes(6) + extra + b"n" * length + b"\0" + b"c" * length + b"\0" + b"12"
+        stored = deflated(PLAIN) + bytes(8) + header + body + header + body
+        assert stretch(stored, len(PLAIN) + 8) == PLAIN + b"moremore"
+        assert stretch(stored[: -len(body) - 1], len(PLAIN) + 4) == PLAIN + b"more"
+
+
 def test_the_last_member_may_go_on_after_the_stretch() -> None:
     tail = gzip.compress(text(9, 50_000), mtime=0)
     plain = zlib.decompressobj(31).decompress(tail[: len(tail) // 2])

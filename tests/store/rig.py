@@ -1,6 +1,7 @@
 """Devices of random bytes, and a source in memory whose faults are scripted."""
 
 import gzip
+import io
 import random
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,11 +12,14 @@ from pathlib import Path
 import trio
 import zstandard
 
+from veneer.convert.checkpoints import IndexingGunzip
+from veneer.convert.stretches import Stretches
+from veneer.convert.work import BlobFile
 from veneer.index.model import Codec, Device, SpanTable
 from veneer.index.wire_spans import encode_spans
 from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.digest import Digest
-from veneer.oci.mediatypes import OCI_LAYER_ZSTD
+from veneer.oci.mediatypes import OCI_LAYER_GZIP, OCI_LAYER_ZSTD, VENEER_WINDOWS
 from veneer.settings import Settings
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -126,3 +130,31 @@ def store_settings(directory: Path, *, quota: int = 1 << 30, deadline_s: float =
         read_deadline_s=deadline_s,
         platform=Platform("linux", "amd64"),
     )
+
+
+@dataclass(frozen=True)
+class GzipSample:
+    """A gzip layer as it is: its device, its blob and that of its windows, and the oracle."""
+
+    device: Device
+    blob: bytes
+    windows: bytes
+    plain: bytes
+
+
+def gzip_sample(plain: bytes, directory: Path, *, spacing: int = 64 * KIB) -> GzipSample:
+    """One gzip stream, cut about every ``spacing`` plain bytes; ``directory`` is for files on the way."""
+    blob = gzip.compress(plain, 6, mtime=0)
+    with (
+        IndexingGunzip(io.BytesIO(blob), "layer", spacing=spacing) as gunzip,
+        (directory / "checkpoints").open("w+b") as exported,
+        BlobFile(directory / "windows", VENEER_WINDOWS) as windows,
+    ):
+        for _ in gunzip.pieces():
+            pass
+        stretches = Stretches(io.BytesIO(blob), gunzip.export(exported), windows, "layer")
+        for _ in stretches.pieces():
+            pass
+        descriptor = Descriptor(OCI_LAYER_GZIP, Digest.of(blob), len(blob))
+        device = stretches.device(descriptor, Digest.of(plain))
+    return GzipSample(device, blob, (directory / "windows").read_bytes(), plain)

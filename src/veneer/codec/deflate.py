@@ -9,23 +9,27 @@ Not here: what the stretch is supposed to be, which the caller has checked again
 at the ends of members, which are about bytes that came before the stretch.
 """
 
-from typing import Final
+import struct
+from typing import Final, cast
 
 from isal import isal_zlib
-from isal.igzip_lib import IsalError
 
 from veneer.errors import IntegrityError
 from veneer.index.model import WINDOW_SIZE
 
 __all__ = ["decode_stretch"]
 
-#: Raw deflate, and a gzip member, with the largest window.
+#: Raw deflate with the largest window.
 _RAW_WBITS: Final = -15
-_GZIP_WBITS: Final = 31
+#: Magic, method, flags, and six bytes that are of no use.
+_HEADER: Final = struct.Struct("<2sBB6x")
+#: Its stubs call the class an instance.
+_IsalError = cast("type[Exception]", isal_zlib.error)
 #: CRC-32 and length at the end of a member (RFC 1952).
 _TRAILER: Final = 8
-#: An inflater copies what follows a member when it ends; short inputs keep many short members cheap.
-_INPUT: Final = 16 << 10
+#: An inflater copies what follows a member when it ends: short inputs, and a shorter first one, keep many short
+#: members cheap.
+_INPUT, _SHORT_INPUT = 64 << 10, 4 << 10
 #: The fixed Huffman code, and nothing but its end-of-block symbol.
 _EMPTY_FIXED: Final = (3, 1 << 1), (7, 0)
 
@@ -79,7 +83,7 @@ def decode_stretch(stored: bytes | memoryview, length: int, carry: int, window: 
         raise IntegrityError(f"{what}: its window has {len(window)} bytes")
     try:
         plain = _inflate(stored, length, carry, window)
-    except IsalError as error:  # type: ignore[misc] # the stub takes the class for one of its instances
+    except _IsalError as error:
         raise IntegrityError(f"{what}: invalid gzip stream: {error}") from error
     if len(plain) != length:
         raise IntegrityError(f"{what}: a stretch of a gzip stream does not hold exactly {length} bytes")
@@ -109,13 +113,38 @@ def _aligned(carry: int) -> bytes:
 def _members(stored: memoryview, most: int) -> list[bytes]:
     """Plain bytes, at most ``most``, of members of which the last one may have no end."""
     pieces: list[bytes] = []
-    at, member = 0, isal_zlib.decompressobj(wbits=_GZIP_WBITS)
+    at = 0
     while most and at < len(stored):
-        if member.eof:
-            member = isal_zlib.decompressobj(wbits=_GZIP_WBITS)
-        given = stored[at : at + _INPUT]
-        plain = member.decompress(given, most)
-        at += len(given) - len(member.unused_data) - len(member.unconsumed_tail)
-        most -= len(plain)
-        pieces.append(plain)
+        # Without its wrapper: isal's own reader of headers stumbles over pieces of them.
+        at = _after_header(stored, at)
+        member = isal_zlib.decompressobj(wbits=_RAW_WBITS)
+        step = _SHORT_INPUT
+        while most and at < len(stored) and not member.eof:
+            given = stored[at : at + step]
+            plain = member.decompress(given, most)
+            at += len(given) - len(member.unused_data) - len(member.unconsumed_tail)
+            most -= len(plain)
+            pieces.append(plain)
+            step = _INPUT
+        at += _TRAILER
     return pieces
+
+
+def _after_header(stored: memoryview, at: int) -> int:
+    """Where the data of the member at ``at`` begin (RFC 1952, 2.3); the end if that comes first."""
+    end = len(stored)
+    if end - at < _HEADER.size:
+        return end
+    magic, method, flags = _HEADER.unpack_from(stored, at)
+    if magic != b"\x1f\x8b" or method != 8 or flags & 0xE0:
+        raise _IsalError("no header of a member")
+    at += _HEADER.size
+    if flags & 4:
+        at += 2 + int.from_bytes(stored[at : at + 2], "little")
+    for text in (8, 16):
+        while flags & text:
+            found = bytes(stored[at : at + _SHORT_INPUT]).find(b"\0")
+            at = at + found + 1 if found >= 0 else min(at + _SHORT_INPUT, end)
+            if found >= 0 or at == end:
+                break
+    return min(at + (2 if flags & 2 else 0), end)

@@ -13,7 +13,7 @@ from veneer.events import Reporter, silent
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 
-__all__ = ["BlobBody", "BlobSource", "RawManifest", "Repository"]
+__all__ = ["BlobBody", "BlobSource", "RawManifest", "Repository", "WithWindows"]
 
 #: Opens the bytes of a blob from its beginning; may be called again when an upload is retried.
 BlobBody = Callable[[], BinaryIO]
@@ -53,6 +53,39 @@ class BlobSource(Protocol):
 
         Without a length it goes to the end of the blob.
         """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WithWindows:
+    """A blob whose spans are decoded with windows, and the blob that has those.
+
+    Args:
+        blob: the layer.
+        windows: the blob of its device's windows.
+    """
+
+    blob: BlobSource
+    windows: BlobSource
+
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.blob.name
+
+    @property
+    def size(self) -> int:
+        """Of the layer."""
+        return self.blob.size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the layer."""
+        return await self.blob.read(offset, length)
+
+    def stream(
+        self, offset: int = 0, length: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Bytes of the layer."""
+        return self.blob.stream(offset, length)
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError, VeneerError
-from veneer.index.model import Codec, Device, Span
+from veneer.index.model import DEFLATE, Codec, Device, Span
 from veneer.source.base import BlobSource
 from veneer.store.bulk import Bulk
 from veneer.store.cache import DeviceCache
@@ -23,7 +24,7 @@ from veneer.store.fetch import FetchQueue, Priority
 from veneer.store.memory import MemoryCache
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
 
-__all__ = ["AttachedDevice", "Decode", "Local", "Original", "Outcome", "Twins"]
+__all__ = ["AttachedDevice", "Decode", "Local", "Original", "Outcome", "ReadWindow", "Twins"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +34,13 @@ Decode = Callable[[Span, bytes | memoryview, str], bytes]
 #: Reads a range (offset, length) of a device from those that it is a copy of; the bytes are verified there.
 Original = Callable[[int, int, Priority], Awaitable[bytes]]
 
+#: Gets the number of a span: its window, verified. Raises VeneerError.
+ReadWindow = Callable[[int, Priority], Awaitable[bytes]]
+
 #: State of a span -> whether the disk has it.
 _HELD = bytes(state == PRESENT for state in range(256))
 _RAW = Codec("raw")
+_NO_WINDOWS: Mapping[int, bytes] = {}
 
 
 @dataclass(slots=True)
@@ -93,6 +98,9 @@ class AttachedDevice:
         self.size = device.spans.size
         self.file = file
         self.original = original
+        #: The device with the windows of its spans, and what reads them; set by the store if they have any.
+        self.windows: AttachedDevice | None = None
+        self.read_window: ReadWindow | None = None
         #: The jobs for it, and what makes jobs of the rest; set by the store, which answers them.
         self.queue: FetchQueue
         self.bulk: Bulk
@@ -212,8 +220,13 @@ class AttachedDevice:
         """Whether so many bytes can be written to disk without evicting others first."""
         return self.file is None or self._cache.has_room(length)
 
-    def decode_now(self, spans: Sequence[Span], base: int, data: bytes) -> list[Outcome]:
-        """Verify, decode and write spans; ``data`` is what the blob has from ``base`` on."""
+    def decode_now(
+        self, spans: Sequence[Span], base: int, data: bytes, windows: Mapping[int, bytes] = _NO_WINDOWS
+    ) -> list[Outcome]:
+        """Verify, decode and write spans; ``data`` is what the blob has from ``base`` on.
+
+        ``windows`` are those of the spans, by number, if they have any.
+        """
         view = memoryview(data)
         outcomes: list[Outcome] = []
         fills: list[Fill] = []
@@ -221,7 +234,11 @@ class AttachedDevice:
             at = span.stored_offset - base
             stored = view[at : at + span.stored_length]
             try:
-                plain = self._decode(span, stored, self._what(span))
+                if span.codec.name == DEFLATE:
+                    window = windows.get(span.number, b"")
+                    plain = check_and_decode(span, stored, self._what(span), window)
+                else:
+                    plain = self._decode(span, stored, self._what(span))
             except VeneerError as error:
                 outcomes.append(Outcome(span.number, error=error))
                 continue
@@ -359,4 +376,9 @@ class Twins:
 
 
 def _alike(one: Span, two: Span) -> bool:
-    return (one.codec, one.length, one.stored_length) == (two.codec, two.length, two.stored_length)
+    # The same stretch of a stream is something else with another window, of the same layer even.
+    return one.codec.name != DEFLATE and (one.codec, one.length, one.stored_length) == (
+        two.codec,
+        two.length,
+        two.stored_length,
+    )

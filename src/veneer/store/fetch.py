@@ -17,7 +17,7 @@ import itertools
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import trio
 
@@ -72,6 +72,7 @@ class FetchQueue:
         ranges: notes when what happened to a request.
         replace: for a device whose bytes may be had without its source, what is slower: sees to a job that a
             reader waits for, so that the source is not asked a second time for it.
+        besides: told of the jobs of every request as it is sent, to ask for what they need besides.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class FetchQueue:
         adopt: Callable[[int], bool],
         ranges: DeviceRanges,
         replace: Callable[[SpanJob], None] | None = None,
+        besides: Callable[[Sequence[SpanJob]], None] | None = None,
     ) -> None:
         self.jobs: dict[int, SpanJob] = {}
         self.turns = turns
@@ -102,6 +104,7 @@ class FetchQueue:
         self._adopt = adopt
         self._ranges = ranges
         self._replace = replace
+        self._besides = besides
         self._queued: dict[int, SpanJob] = {}
         self._heap: list[tuple[Priority, int, int]] = []
         self._order = itertools.count()
@@ -278,6 +281,8 @@ class FetchQueue:
         return number not in self.jobs and self._adopt(number)
 
     async def _fetch(self, jobs: deque[SpanJob], priority: Priority, scope: trio.CancelScope) -> None:
+        if self._besides is not None:
+            self._besides(jobs)
         mine = list(jobs)
         transfer = Transfer(
             jobs,

@@ -176,8 +176,18 @@ class Jobs:
         urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
         for hop, size in hops(urgent, attached.spans, _HOP):
             spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
+            windows: dict[int, bytes] = {}
+            if attached.read_window is not None:
+                try:
+                    windows = {job.number: await attached.read_window(job.number, job.priority) for job in hop}
+                except VeneerError as error:
+                    for job in hop:
+                        queue.finish(job, None, error)
+                    continue
             inline = _is_little(attached, size)
-            outcomes, cpu_s = await self._work(inline, _metered, attached.decode_now, spans, offset, data)
+            outcomes, cpu_s = await self._work(
+                inline, _metered, attached.decode_now, spans, offset, data, windows
+            )
             queue.link.observe_check(sum(span.stored_length for span in spans), cpu_s)
             of_number = {job.number: job for job in hop}
             for outcome in outcomes:

@@ -18,7 +18,7 @@ from veneer.errors import CacheError, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
-from veneer.source.base import BlobSource
+from veneer.source.base import BlobSource, WithWindows
 from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
 from veneer.store.fetch import FetchQueue, Priority
@@ -30,6 +30,7 @@ from veneer.store.presence import Form
 from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
 from veneer.store.turns import LinkReport, Queue, Turns
+from veneer.store.windows import Windows
 from veneer.timing import RangeLog
 
 __all__ = ["AttachedDevice", "Form", "OnAccess", "Priority", "SpanStore", "open_store"]
@@ -92,16 +93,18 @@ class SpanStore:
         form: Form | None = None,
         decode: Decode = check_and_decode,
         original: Original | None = None,
+        of_spans: bool = False,
     ) -> AttachedDevice:
         """Make a device readable. A device that is attached already stays as it is, with its first source.
 
         Args:
             device: what it is.
-            source: where its blob is read.
+            source: where its blob is read; one :class:`~veneer.source.base.WithWindows` if its spans have any.
             form: what the disk holds: plain bytes unless a codec is sealed, whose plain bytes stay in memory.
             decode: verifies and decodes stored bytes; another one than the default brings a key.
             original: for a device that is a copy of parts of others: reads them there. What the source does not
                 have, or has wrong, or does not bring in time, is then had from there, as it was verified there.
+            of_spans: these are the windows of another device's spans.
         """
         if attached := self._attached.get(device.key.raw):
             return attached
@@ -109,6 +112,7 @@ class SpanStore:
         if sealed and form is Form.PLAIN:
             raise ValueError("plain bytes of sealed spans must not reach the disk")
         form = form or (Form.STORED if sealed else Form.PLAIN)
+        windows = self._attach_windows(device, source, form)
         file = self._cache.open(device, form)
         attached = AttachedDevice(
             device,
@@ -120,9 +124,11 @@ class SpanStore:
             decode=decode,
             original=original,
         )
-        # Blobs of one registry share its link; what goes before the first slash names it.
-        if (turns := self._links.get(host := source.name.partition("/")[0])) is None:
-            turns = self._links[host] = self._new_turns()
+        # Blobs of one registry share its link; what goes before the first slash names it. Requests for spans
+        # are not over before their windows are here: those must not wait for a turn behind them.
+        link = source.name.partition("/")[0] + (" (windows)" if of_spans else "")
+        if (turns := self._links.get(link)) is None:
+            turns = self._links[link] = self._new_turns()
         attached.queue = FetchQueue(
             source,
             device.spans,
@@ -134,7 +140,10 @@ class SpanStore:
             adopt=attached.is_missing,
             ranges=self.log.of(device.key.hex),
             replace=None if original is None else partial(self._jobs.replace, attached),
+            besides=None if windows is None else windows.want,
         )
+        if windows is not None:
+            attached.windows, attached.read_window = windows.attached, windows.read
         self._attached[device.key.raw] = attached
         self._jobs.add(attached)
         return attached
@@ -146,6 +155,14 @@ class SpanStore:
     def intake(self, what: str) -> Intake:
         """Begin to write a device that arrives as a whole: :meth:`DeviceCache.intake`. Blocks; any thread."""
         return self._cache.intake(what)
+
+    def _attach_windows(self, device: Device, source: BlobSource, form: Form) -> Windows | None:
+        if device.windows is None:
+            return None
+        if not isinstance(source, WithWindows) or form is not Form.PLAIN:
+            raise ValueError(f"{source.name}: its spans need windows, and are kept decoded")
+        attached = self.attach(device.windows, source.windows, form=Form.STORED, of_spans=True)
+        return Windows(attached, self._jobs)
 
     def cached(self, attached: AttachedDevice, offset: int, length: int) -> bytes | None:
         """The bytes if they are here and trusted, else None. Never waits, never fetches."""
@@ -288,6 +305,9 @@ class SpanStore:
             return
         del self._attached[attached.device.key.raw]
         self._jobs.remove(attached)
+        windows = attached.windows
+        if windows is not None and all(other.windows is not windows for other in self._attached.values()):
+            self.detach(windows)
 
     def prefetch(
         self,
