@@ -6,7 +6,6 @@ retried here (:mod:`veneer.transport.retry`), nothing is decoded, and at most on
 """
 
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,12 +17,12 @@ import httpx
 import trio
 
 from veneer import __version__
-from veneer.errors import RegistryError, Unavailable, UsageError
+from veneer.errors import RegistryError, Unavailable
 from veneer.settings import Settings
 from veneer.timing import answered
 from veneer.transport.address import is_loopback, origin_of, redact_text
+from veneer.transport.connections import Connections
 from veneer.transport.diagnosis import Diagnosis, diagnose_connection
-from veneer.transport.proxies import ProxyRules
 from veneer.transport.retry import MIN_RATE, Attempts, Patience, TransportStats
 from veneer.transport.tls import check_ca_file, tls_context
 
@@ -40,11 +39,6 @@ STALL_TIMEOUT_S = 15.0
 POOL_TIMEOUT_S = 60.0
 #: Finding out whether a host speaks TLS; only loopback and hosts named as insecure are asked.
 PROBE_TIMEOUT_S = 5.0
-#: Connections in all. A cold start has some 16 reads in flight; converting adds streams and uploads.
-MAX_CONNECTIONS = 64
-#: Idle connections that are kept, and how long: below the 60-75 s after which load balancers drop them.
-MAX_IDLE_CONNECTIONS = 32
-IDLE_EXPIRY_S = 50.0
 #: Bytes of a request body handed to the socket at a time: the unit that a write time-out is for.
 _WRITE_SIZE = 256 << 10
 #: An unread rest of a body up to this size is read to keep its connection; a longer one costs the connection.
@@ -210,10 +204,17 @@ class Transport:
 
     Args:
         settings: certificates, insecure hosts and deadlines.
+        connections: to use, and to leave open; by default, connections of its own.
         backend: takes the place of the network, in tests.
     """
 
-    def __init__(self, settings: Settings, *, backend: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        connections: Connections | None = None,
+        backend: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.stats = TransportStats()
         self.stall_s = min(STALL_TIMEOUT_S, settings.read_deadline_s / 2)
         self._insecure = settings.insecure
@@ -226,11 +227,8 @@ class Transport:
         self._ca_file = settings.ca_file
         if settings.ca_file is not None:
             check_ca_file(settings.ca_file)
-        self._proxies = ProxyRules.from_environment(os.environ)
-        self._backend = backend
-        self._backends: dict[str | None, httpx.AsyncBaseTransport] = {}
-        self._schemes: dict[str, str] = {}
-        self._probes: dict[str, trio.Lock] = {}
+        self._shared = connections is not None
+        self._connections = connections or Connections(backend=backend)
 
     def attempts(self, patience: Patience) -> Attempts:
         """A fresh allowance of tries, counted in :attr:`stats`."""
@@ -247,11 +245,12 @@ class Transport:
         """
         if not self.allows_plain(host):
             return f"https://{host}"
-        if host not in self._schemes:
-            async with self._probes.setdefault(host, trio.Lock()):
-                if host not in self._schemes:
-                    self._schemes[host] = "https" if await self._speaks_tls(host, what) else "http"
-        return f"{self._schemes[host]}://{host}"
+        known = self._connections
+        if host not in known.schemes:
+            async with known.probes.setdefault(host, trio.Lock()):
+                if host not in known.schemes:
+                    known.schemes[host] = "https" if await self._speaks_tls(host, what) else "http"
+        return f"{known.schemes[host]}://{host}"
 
     async def _speaks_tls(self, host: str, what: str) -> bool:
         request = Request("GET", f"https://{host}/v2/", what)
@@ -294,31 +293,8 @@ class Transport:
         except (httpx.InvalidURL, UnicodeEncodeError):
             raise RegistryError(f"{request.what}: {request.method}: unusable address or header") from None
         self.stats.requests += 1
-        return await self._backend_for(request).handle_async_request(built)
-
-    def _backend_for(self, request: Request) -> httpx.AsyncBaseTransport:
-        if self._backend is not None:
-            return self._backend
-        proxy = self._proxies.proxy_for(origin_of(request.url))
-        if (backend := self._backends.get(proxy)) is None:
-            limits = httpx.Limits(
-                max_connections=MAX_CONNECTIONS,
-                max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-                keepalive_expiry=IDLE_EXPIRY_S,
-            )
-            tls = tls_context(self._ca_file)
-            try:
-                backend = httpx.AsyncHTTPTransport(
-                    verify=tls, trust_env=False, limits=limits, proxy=proxy and httpx.Proxy(proxy)
-                )
-            except (ValueError, ImportError, httpx.InvalidURL):
-                # Their messages repeat the address, which may hold a password.
-                raise UsageError(
-                    "the proxy that the environment names cannot be used",
-                    hint="HTTPS_PROXY and HTTP_PROXY take http:// and https:// addresses",
-                ) from None
-            self._backends[proxy] = backend
-        return backend
+        backend = self._connections.to(origin_of(request.url), lambda: tls_context(self._ca_file))
+        return await backend.handle_async_request(built)
 
     def fail(self, error: httpx.HTTPError, request: Request) -> NoReturn:
         """Raise the error of the tree that stands for one of httpx."""
@@ -331,10 +307,9 @@ class Transport:
         raise RegistryError(message, hint=hint) from error
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        for backend in self._backends.values():
-            await backend.aclose()
-        self._backends.clear()
+        """Close all connections, unless they are shared."""
+        if not self._shared:
+            await self._connections.aclose()
 
     async def __aenter__(self) -> Self:
         return self
