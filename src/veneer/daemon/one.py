@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 
 from veneer.container.bundle import image_user
-from veneer.container.runtime import delete_container
+from veneer.container.runtime import delete_container, may_be_left
 from veneer.container.spec import runtime_spec, write_bundle
 from veneer.daemon.control import Operation
 from veneer.daemon.describe import mount_info, mount_report
@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) -> Subject[AttachedDevice]:
     """An open image as backends see it."""
-    return Subject(image.name, image.devices, lambda: image.index, image.identity, store, attached)
+    return Subject(
+        image.name, image.devices, lambda: image.index, image.identity, store, attached, image.artifact
+    )
 
 
 async def write_place_bundle(
@@ -123,16 +125,25 @@ class Service:
             await trio.to_thread.run_sync(self.place.retire)
 
     async def follow_owner(self, owner: Process) -> None:
-        """End the container and the mount when whoever runs the container has ended without saying so."""
+        """End the mount when whoever runs the container has ended, and the container if it is left."""
         if (process := owner.opened()) is not None:
             try:
                 await trio.lowlevel.wait_readable(process)
             finally:
                 os.close(process)
-        log.warning("whoever ran the container has gone")
-        if self.place.record.container is not None:
-            await trio.to_thread.run_sync(delete_container, *self.place.record.container)
-        await self.unmount(lazy=True)
+        container = self.place.record.container
+        if container is not None and may_be_left(*container):
+            log.warning("whoever ran the container has gone")
+            await trio.to_thread.run_sync(delete_container, *container)
+        await self.leave()
+
+    async def leave(self) -> None:
+        """End the mount, now that its container has ended."""
+        try:
+            await self.unmount(lazy=False)
+        except MountError:
+            # Busy: something that left the container uses it still.
+            await self.unmount(lazy=True)
 
     def control(self) -> Mapping[str, Operation]:
         """The operations of the control socket."""

@@ -88,6 +88,7 @@ class OpenedIndex:
         layers: decodes the trees, over the same devices. Blocks; raises IntegrityError.
         identity: digest of all that the index says.
         sources: where what the spans call stored bytes is read, one a device; None: in the layers' blobs.
+        artifact: all of that as one blob for :class:`~veneer.index.wire.PackedIndex`; None where it is none.
     """
 
     devices: tuple[Device, ...]
@@ -96,6 +97,7 @@ class OpenedIndex:
     layers: Callable[[], tuple[LayerIndex, ...]]
     identity: Digest
     sources: tuple[BlobSource, ...] | None = None
+    artifact: bytes | None = None
 
 
 class LayerFormat(Protocol):

@@ -68,7 +68,9 @@ class NativeFormat:
             sum(section.stored_length for section in (record.tree, record.spans, record.aux) if section)
             for record in packed.header.layers
         )
-        return OpenedIndex(packed.devices, packed.policy, sizes, packed.layers, descriptor.digest)
+        return OpenedIndex(
+            packed.devices, packed.policy, sizes, packed.layers, descriptor.digest, artifact=data
+        )
 
     async def _fetch(self, contents: ImageContents, manifest: Manifest, descriptor: Descriptor) -> bytes:
         what = f"index of {contents.repository.name}@{manifest.digest}"

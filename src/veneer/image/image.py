@@ -77,6 +77,7 @@ class Image:
         policy: what the trees keep of the layers' metadata.
         identity: digest of all that the index says.
         sources: where the devices' stored bytes are read, one for each device.
+        artifact: the index as one blob, where it is one.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Image:
         self.policy: MetadataPolicy = opened.policy
         self.identity: Digest = opened.identity
         self.sources: tuple[BlobSource, ...] = opened.sources or tuple(map(repository.blob, manifest.layers))
+        self.artifact: bytes | None = opened.artifact
         self._decode: Callable[[], tuple[LayerIndex, ...]] = opened.layers
         self._index: ImageIndex | None = None
         self._merging = threading.Lock()

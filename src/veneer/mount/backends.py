@@ -59,6 +59,7 @@ class Subject(Generic[D]):
         identity: digest of what the tree was made of.
         store: where the bytes are.
         attached: what ``store`` calls the devices, in the same order.
+        artifact: the index as one blob, for a process that writes metadata images; None where it is none.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Subject(Generic[D]):
     identity: Digest
     store: DeviceReader[D]
     attached: Sequence[D]
+    artifact: bytes | None = None
 
 
 class FuseMounter(Generic[D]):

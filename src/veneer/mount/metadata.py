@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from veneer.erofs.chunks import Copy
 from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
@@ -25,18 +26,29 @@ from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
 from veneer.errors import MountError
 from veneer.index.model import ImageIndex
 from veneer.mount.kernel import EROFS_SUFFIX
-from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex
 from veneer.prefetch.placement import placements
 
-__all__ = ["KEPT", "MetadataImage", "metadata_image"]
+__all__ = ["KEPT", "MetadataImage", "PackFiles", "kept_image", "metadata_image"]
 
 #: Bytes of images that are kept: some hundred images of usual size.
 KEPT = 256 << 20
 
 _DIRECTORY = "erofs"
 _FACTS = ".json"
+
+
+class PackFiles(Protocol):
+    """A pack as far as files are mapped to it."""
+
+    @property
+    def identity(self) -> Digest:
+        """Digest of its index."""
+
+    @property
+    def index(self) -> PackIndex:
+        """What it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ def metadata_image(
     identity: Digest,
     devices: int,
     cache_dir: Path,
-    packs: Sequence[Packed] = (),
+    packs: Sequence[PackFiles] = (),
 ) -> MetadataImage:
     """The metadata image of an image, from the cache directory or new. Blocks.
 
@@ -71,11 +83,9 @@ def metadata_image(
         MountError: there is no place for the image.
         IntegrityError: from ``index``.
     """
-    made_of = " ".join(map(str, (WRITER_VERSION, identity, *(pack.identity for pack in packs))))
-    name = hashlib.sha256(made_of.encode()).hexdigest()
-    path = cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
-    if (found := _load(path)) is not None and len(found.devices) - bool(found.copies) == devices + len(packs):
+    if (found := kept_image(identity, devices, cache_dir, packs)) is not None:
         return found
+    path = _path(identity, cache_dir, packs)
     image = _write(index(), [pack.index for pack in packs])
     try:
         _save(path, image)
@@ -85,6 +95,21 @@ def metadata_image(
         ) from error
     _prune(path)
     return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes)
+
+
+def kept_image(
+    identity: Digest, devices: int, cache_dir: Path, packs: Sequence[PackFiles] = ()
+) -> MetadataImage | None:
+    """What :func:`metadata_image` would find. Blocks."""
+    found = _load(_path(identity, cache_dir, packs))
+    fits = found is not None and len(found.devices) - bool(found.copies) == devices + len(packs)
+    return found if fits else None
+
+
+def _path(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles]) -> Path:
+    made_of = " ".join(map(str, (WRITER_VERSION, identity, *(pack.identity for pack in packs))))
+    name = hashlib.sha256(made_of.encode()).hexdigest()
+    return cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
 
 
 def _write(index: ImageIndex, packs: Sequence[PackIndex]) -> ErofsImage:

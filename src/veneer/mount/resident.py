@@ -24,9 +24,11 @@ from veneer.mount.base import Choice
 from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
-from veneer.mount.metadata import MetadataImage, metadata_image
+from veneer.mount.metadata import MetadataImage, kept_image, metadata_image
 from veneer.mount.packed import Packed, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
+from veneer.mount.scribe import Scribe
+from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
 from veneer.prefetch.recorder import Recorder
@@ -58,12 +60,14 @@ class Guards:
     Args:
         devices: answers the kernel's questions.
         superblocks: notices the end of file systems.
+        scribe: writes metadata images.
         unguarded: mounts of an earlier daemon have had nobody to ask for a while.
         kept: devices of mounts that could not be served again, held for good.
     """
 
     devices: GuardedDevices
     superblocks: Superblocks
+    scribe: Scribe = field(default_factory=Scribe)
     unguarded: bool = False
     kept: list[AsyncExitStack] = field(default_factory=list)
 
@@ -212,16 +216,25 @@ class ResidentMounter:
         return [opened]
 
     async def _metadata(self) -> MetadataImage:
-        subject = self._subject
-        make = partial(metadata_image, subject.index, subject.identity, len(subject.devices), self._cache_dir)
         if self.packed is not None:
             try:
-                return await trio.to_thread.run_sync(make, [self.packed])
+                return await self._metadata_with([Pack(self.packed.identity, self.packed.index)])
             except (IntegrityError, UnsupportedFormat) as error:
                 if self._existing is not None:
                     raise
                 self._give_up_pack(error)
-        return await trio.to_thread.run_sync(make)
+        return await self._metadata_with([])
+
+    async def _metadata_with(self, packs: Sequence[Pack]) -> MetadataImage:
+        """The image from last time, or a new one by the process that writes them, as far as it can."""
+        subject, cache_dir = self._subject, self._cache_dir
+        what = subject.identity, len(subject.devices), cache_dir, packs
+        kept = await trio.to_thread.run_sync(kept_image, *what)
+        if kept is not None:
+            return kept
+        if subject.artifact is None:
+            return await trio.to_thread.run_sync(metadata_image, subject.index, *what)
+        return await self._guards.scribe.write(Commission(subject.artifact, *what))
 
     def _give_up_pack(self, error: VeneerError) -> None:
         self.packed = None

@@ -32,6 +32,7 @@ __all__ = [
     "directory_of",
     "mount_id",
     "mount_records",
+    "process_of",
     "release",
     "retire",
     "sweep",
@@ -70,10 +71,15 @@ class Process:
 
 def this_process() -> Process:
     """The calling process."""
-    start = _start_of(os.getpid())
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> Process:
+    """The process that has this number now. Raises MountError when there is none."""
+    start = _start_of(pid)
     if start is None:
-        raise MountError("/proc is not mounted")
-    return Process(os.getpid(), start, _boot_id())
+        raise MountError(f"there is no process {pid}, or /proc is not mounted")
+    return Process(pid, start, _boot_id())
 
 
 @dataclass(frozen=True, slots=True)

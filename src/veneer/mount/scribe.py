@@ -1,0 +1,89 @@
+"""Metadata images written by a process of their own, while this one fetches and verifies.
+
+Decoding and merging a tree and writing an EROFS image of it takes the interpreter for some 60 ms in an image of
+10,000 files. In the daemon's worker, that would be taken from the event loop and from the threads that verify
+what the mount is about to read. :mod:`veneer.mount.scribe_main` is that process; it is started ahead.
+
+It is a help and nothing that mounts depend on: when it dies, the image is written here, and the next one by
+another such process.
+"""
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import trio
+
+from veneer.errors import VeneerError
+from veneer.mount.metadata import MetadataImage
+from veneer.mount.scribe_main import LENGTH, Commission
+
+__all__ = ["Scribe"]
+
+log = logging.getLogger(__name__)
+
+_COMMAND = (sys.executable, "-P", "-m", "veneer.mount.scribe_main")
+_CHUNK = 64 << 10
+
+
+class Scribe:
+    """One such process, which carries out one commission at a time. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._process: trio.Process | None = None
+        self._turn = trio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if it has been started."""
+        return self._process and self._process.pid
+
+    async def start(self) -> None:
+        """Start the process ahead, so that its imports are over when it is needed."""
+        async with self._turn:
+            await self._start()
+
+    async def write(self, commission: Commission) -> MetadataImage:
+        """Have an image written. Raises VeneerError as :meth:`Commission.carry_out` does."""
+        outcome: MetadataImage | VeneerError
+        async with self._turn:
+            try:
+                outcome = await self._have_written(commission)
+            except (OSError, trio.BrokenResourceError, EOFError) as error:
+                log.warning("the process that writes metadata images has died cause=%r", str(error))
+                outcome = await trio.to_thread.run_sync(commission.carry_out)
+        if isinstance(outcome, VeneerError):
+            raise outcome
+        return outcome
+
+    async def _start(self) -> trio.Process:
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = await trio.lowlevel.open_process(
+                _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        return process
+
+    async def _have_written(self, commission: Commission) -> MetadataImage | VeneerError:
+        process = await self._start()
+        if process.stdin is None or process.stdout is None:
+            raise AssertionError("two pipes were asked for")
+        data = pickle.dumps(commission)
+        finished = False
+        try:
+            await process.stdin.send_all(LENGTH.pack(len(data)) + data)
+            answer = bytearray()
+            while len(answer) < LENGTH.size or len(answer) < LENGTH.size + LENGTH.unpack_from(answer)[0]:
+                chunk = await process.stdout.receive_some(_CHUNK)
+                if not chunk:
+                    raise EOFError("it closed its output")
+                answer += chunk
+            finished = True
+        finally:
+            if not finished:
+                # Its answer would be taken for that to the next commission.
+                process.kill()
+                self._process = None
+        outcome: MetadataImage | VeneerError = pickle.loads(memoryview(answer)[LENGTH.size :])
+        return outcome
