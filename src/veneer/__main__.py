@@ -1,5 +1,5 @@
 """``python -m veneer`` is the ``veneer`` command."""
 
-from veneer.cli.main import main
+from veneer.cli.quick import main
 
 main()

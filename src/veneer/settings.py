@@ -5,6 +5,7 @@ for root.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -66,9 +67,10 @@ class Settings:
     background_rate: int = 0
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """Settings as the environment has them."""
-        env, home, root = os.environ, Path.home(), os.geteuid() == 0
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Settings as the environment has them: that of this process, or ``environ``."""
+        env, root = os.environ if environ is None else environ, os.geteuid() == 0
+        home = Path(env.get("HOME") or Path.home())
         cache = Path("/var/cache") if root else Path(env.get("XDG_CACHE_HOME") or home / ".cache")
         fallback = "/run" if root else env.get("XDG_RUNTIME_DIR") or f"/tmp/veneer-{os.geteuid()}"
         platform = env.get("VENEER_PLATFORM")

@@ -18,7 +18,7 @@ from veneer.container.bundle import write_image_bundle
 from veneer.container.options import ContainerOptions, Volume
 from veneer.container.runtime import find_runtime
 from veneer.daemon.client import RunRequest, RunResult, mount_image, run_image
-from veneer.daemon.mounts import umount
+from veneer.daemon.mounts import list_mounts, umount
 from veneer.daemon.request import MountRequest
 from veneer.errors import MountError, UsageError
 from veneer.mount.kernel import mount_table
@@ -84,6 +84,8 @@ async def running(
         try:
             yield process, process.stdout
             await process.wait()
+            # Whoever asks sees it gone; files may be there for a moment longer.
+            await trio.to_thread.run_sync(list_mounts, settings.run_dir)
         finally:
             if process.poll() is None:
                 process.terminate()

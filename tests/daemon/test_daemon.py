@@ -294,6 +294,79 @@ def test_the_end_of_who_runs_a_container_is_noticed_by_another_worker(
         nothing_mounted(settings)
 
 
+def quick_run(image: str, settings: Settings, script: str, *options: str) -> list[str]:
+    """A command line that goes the short way, which takes a daemon."""
+    lifecycle.start_daemon(settings.run_dir)
+    return [sys.executable, "-m", "veneer", "run", *options, image, "--", "sh", "-c", script]
+
+
+def test_with_a_daemon_a_container_starts_without_a_command_line_of_its_own(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    script = "cat; echo $A; trap 'echo got; exit 9' TERM; echo ready; sleep 1000 & wait"
+    command = quick_run(image, settings, script, "-i", "-e", "A=b")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(settings), **pipes) as process:  # type: ignore[call-overload]
+        process.stdin.write(b"in\n")
+        process.stdin.close()
+        assert [process.stdout.readline() for _ in range(3)] == [b"in\n", b"b\n", b"ready\n"]
+        assert "argparse" not in Path(f"/proc/{process.pid}/maps").read_text()
+        (shown,) = mounts.list_mounts(settings.run_dir).mounts
+        assert (shown.record.kind, shown.record.process.pid) == ("run", process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == b"got\n"
+        assert process.wait() == 9
+        assert process.stderr.read() == b""
+    assert mounts.list_mounts(settings.run_dir).mounts == [], "gone for whoever asks"
+    assert not list((settings.cache_dir / "uppers").iterdir())
+    lifecycle.stop_daemon(settings.run_dir)
+
+
+def test_a_container_that_goes_on_after_kill_9_of_its_command_is_ended(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    with subprocess.Popen(
+        quick_run(image, settings, "echo up; sleep 1000"), stdout=subprocess.PIPE, env=environment(settings)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        (record,) = mount_records(settings.run_dir)
+        process.kill()
+    nothing_mounted(settings)
+    assert not Path(f"/run/runc/{record.id}").exists()
+    lifecycle.stop_daemon(settings.run_dir)
+
+
+def test_what_is_wrong_is_said_the_same_on_the_short_way(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    missing = image.replace(":lazy", ":nothing")
+    said = []
+    for start in (False, True):
+        command = (
+            quick_run(missing, settings, "true") if start else [sys.executable, "-m", "veneer", "run", missing]
+        )
+        done = subprocess.run(command, check=False, env=environment(settings), capture_output=True)
+        said.append((done.returncode, done.stdout, done.stderr))
+    assert said[0] == said[1]
+    assert said[0][0] == NotFound.exit_code
+    lifecycle.stop_daemon(settings.run_dir)
+
+
+def test_a_cache_that_is_deleted_under_a_mount_costs_that_mount_alone(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    assert read(workplace / "mnt/large", 0) == LARGE[:4096]
+    worker = processes(settings)["worker"]
+    shutil.rmtree(settings.cache_dir)
+    umount(workplace / "mnt", settings)
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    umount(workplace / "mnt", settings)
+    assert processes(settings)["worker"] == worker
+
+
 def test_a_mount_whose_daemon_died_as_a_whole_is_given_up(
     workplace: Path, settings: Settings, image: str
 ) -> None:

@@ -113,9 +113,9 @@ class CommonArguments:
         add("--timeout", type=float, metavar="SECONDS", help="How long a read waits for the registry.")
         add("-h", "--help", action="help", help="Show this message and exit.")
 
-    def settings(self) -> Settings:
+    def settings(self, environ: Mapping[str, str] | None = None) -> Settings:
         """The settings of the environment, with what the options say in their place. Raises UsageError."""
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(environ)
         if self.timeout is not None and not self.timeout > 0:
             raise UsageError("--timeout must be positive")
         return replace(

@@ -1,49 +1,62 @@
 """Running a bundle and being its command's terminal, input, output and target of signals.
 
 Used by a command line and nothing else: it takes over the process's signal handlers while the container runs,
-and has no event loop, which would cost a start more time than the runtime does.
+and has no event loop, which would cost a start more time than the runtime does. For the same reason nothing is
+imported here that an interpreter has not loaded anyway, but for what is written in C.
 """
 
 import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
+from _signal import (  # type: ignore[import-not-found] # without the enums around it
+    SIGHUP,
+    SIGINT,
+    SIGPIPE,
+    SIGQUIT,
+    SIGTERM,
+    SIGUSR1,
+    SIGUSR2,
+    SIGXFSZ,
+    signal,
+)
 
-from veneer.container.runtime import delete_container
+# typing takes longer to import than all of this; type checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["ContainerRun", "Outcome"]
 
 #: Signals passed on to the container's process.
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2)
 #: A terminal sends these to its whole foreground group, the runtime included.
-FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+FROM_TERMINAL = (SIGINT, SIGQUIT)
 #: The command may ignore requests to end; whoever repeats them so often means it.
 REQUESTS_BEFORE_KILL = 3
+#: Python ignores these, and what is ignored stays so in other programs.
+_RESTORED = (SIGPIPE, SIGXFSZ)
 _CHUNK = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a container ended.
 
-    Args:
+    Attributes:
         exit_code: of the command; 128 + n when signal n ended it.
         first_output: :func:`time.monotonic` of its first byte of output; None without, or when nobody watched.
         spawning: the same of when the runtime began to be spawned, and was.
         ended: the same of its end.
     """
 
-    exit_code: int
-    first_output: float | None
-    spawning: tuple[float, float]
-    ended: float
+    __slots__ = ("ended", "exit_code", "first_output", "spawning")
+
+    def __init__(
+        self, exit_code: int, first_output: float | None, spawning: tuple[float, float], ended: float
+    ) -> None:
+        self.exit_code = exit_code
+        self.first_output = first_output
+        self.spawning = spawning
+        self.ended = ended
 
 
 class ContainerRun:
@@ -56,69 +69,86 @@ class ContainerRun:
         watch_output: let output go through this process, to know when the first comes.
     """
 
-    def __init__(self, runtime: Path, *, interactive: bool, terminal: bool, watch_output: bool) -> None:
-        self._runtime = os.fspath(runtime)
-        self._stdin = None if interactive or terminal else subprocess.DEVNULL
+    def __init__(self, runtime: str, *, interactive: bool, terminal: bool, watch_output: bool) -> None:
+        self._runtime = runtime
+        self._connected = interactive or terminal
         # A runtime in a process group of its own could not read from our terminal.
-        self._shares_group = self._stdin is None and sys.stdin.isatty()
+        self._shares_group = self._connected and os.isatty(0)
         self._watch_output = watch_output and not terminal
         self._name = ""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
         self._requests = 0
 
-    def run(self, name: str, bundle: Path) -> Outcome:
-        """Run the bundle as container ``name``, and wait for its end."""
+    def run(self, name: str, bundle: str) -> Outcome:
+        """Run the bundle as container ``name``, and wait for its end. Raises OSError."""
         self._name = name
-        with self._forwarding():
+        before = self._take_signals()
+        try:
             began = time.monotonic()
-            process = subprocess.Popen(
-                [self._runtime, "run", "--bundle", os.fspath(bundle), name],
-                stdin=self._stdin,
-                stdout=subprocess.PIPE if self._watch_output else None,
-                process_group=None if self._shares_group else 0,
-            )
+            output = self._start("run", "--bundle", bundle, name)
             spawned = time.monotonic()
-            self._process = process
+            first_output = None
             try:
-                first_output = _forward(process.stdout.fileno()) if process.stdout else None
-                code = process.wait()
-                ended = time.monotonic()
+                if output is not None:
+                    first_output = _forward(output)
             finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                if process.stdout:
-                    process.stdout.close()
+                # What our output goes to may have gone; the command finds that out when it writes next.
+                if output is not None:
+                    os.close(output)
+                status = os.waitpid(self._pid, 0)[1]
+            ended = time.monotonic()
+        finally:
+            for number, handler in before.items():
+                signal(number, handler)
+        code = os.waitstatus_to_exitcode(status)
         if code < 0:
+            from veneer.container.runtime import delete_container
+
             # The runtime itself was killed, and left its container behind.
             delete_container(self._runtime, name)
         return Outcome(code if code >= 0 else 128 - code, first_output, (began, spawned), ended)
 
-    @contextmanager
-    def _forwarding(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals are the main thread's
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in FORWARDED}
+    def _start(self, *arguments: str) -> int | None:
+        """Spawn the runtime; where its output comes from, if it is watched."""
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
+        if not self._connected:
+            actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+        source = sink = None
+        if self._watch_output:
+            source, sink = os.pipe()
+            actions.append((os.POSIX_SPAWN_DUP2, sink, 1))
         try:
-            yield
+            argv = [self._runtime, *arguments]
+            if self._shares_group:
+                self._pid = os.posix_spawn(
+                    self._runtime, argv, os.environ, file_actions=actions, setsigdef=_RESTORED
+                )
+            else:
+                self._pid = os.posix_spawn(
+                    self._runtime, argv, os.environ, file_actions=actions, setsigdef=_RESTORED, setpgroup=0
+                )
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if sink is not None:
+                os.close(sink)
+        return source
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        process = self._process
-        if process is None:
+    def _take_signals(self) -> "dict[int, object]":
+        try:
+            return {number: signal(number, self._on_signal) for number in FORWARDED}
+        except ValueError:
+            return {}  # signals are the main thread's
+
+    def _on_signal(self, number: int, _frame: "FrameType | None") -> None:
+        if not self._pid:
             # It came between taking over the handlers and starting the runtime: nothing runs yet.
             raise KeyboardInterrupt
         if not (self._shares_group and number in FROM_TERMINAL):
-            process.send_signal(number)
-        self._requests += number in (signal.SIGINT, signal.SIGTERM)
+            os.kill(self._pid, number)
+        self._requests += number in (SIGINT, SIGTERM)
         if self._requests >= REQUESTS_BEFORE_KILL:
+            null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
             kill = [self._runtime, "kill", self._name, "KILL"]
-            subprocess.Popen(
-                kill, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
 
 
 def _forward(source: int) -> float | None:

@@ -11,47 +11,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veneer.container.options import ContainerOptions
 from veneer.container.run import ContainerRun, Outcome
 from veneer.container.runtime import find_runtime
 from veneer.daemon.ask import DAEMON_SOCKET, Refused, ask
 from veneer.daemon.lifecycle import IDLE_EXIT_S, restore, start_daemon
 from veneer.daemon.mounts import clean_stale, stop
 from veneer.daemon.report import MountReport
-from veneer.daemon.request import ContainerRequest, MountInfo, MountRequest
+from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, RunRequest
 from veneer.daemon.spawn import start_mount
 from veneer.errors import MountError, UsageError
 from veneer.events import Notice, Reporter, silent
 from veneer.mount.state import mount_records, this_process
-from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.settings import Settings
 
 if TYPE_CHECKING:
     from veneer.timing.record import TimingRecord
 
 __all__ = ["RunRequest", "RunResult", "mount_image", "run_image", "timed_mount"]
-
-#: Backends that the daemon serves; ``auto`` is its to decide.
-_RESIDENT = ("auto", "erofs-fanotify")
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """One container to run.
-
-    Args:
-        image: reference of the image.
-        options: how the container differs from what the image says.
-        runtime: name of the OCI runtime; None for the first that is installed.
-        timing: note when what happened, also the first output, which then goes through this process.
-        workload: whose pack to use, if there is one.
-    """
-
-    image: str
-    options: ContainerOptions
-    runtime: str | None = None
-    timing: bool = False
-    workload: str = DEFAULT_WORKLOAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +74,7 @@ class RunResult:
 def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInfo:
     """Mount an image in the background. Returns when the mount can be used. Raises VeneerError."""
     settings = request.settings
-    if request.record and settings.backend not in _RESIDENT:
+    if request.record and settings.backend not in RESIDENT:
         raise UsageError(
             f"what a mount reads cannot be recorded with the backend {settings.backend}",
             hint="use --backend erofs-fanotify, or auto",
@@ -108,7 +84,7 @@ def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInf
         return start_mount(request, report=report)
     restore(settings.run_dir)
     clean_stale(settings.run_dir)
-    if settings.backend in _RESIDENT:
+    if settings.backend in RESIDENT:
         answer = _ask_daemon(request)
         if answer["type"] == "ready":
             for message in _strings(answer["notices"]):
@@ -164,29 +140,19 @@ def run_image(
         raise UsageError("standard input is not a terminal", hint="leave out -t")
     runtime = find_runtime(request.runtime)
     began = time.monotonic()
-    container = ContainerRequest(options, runtime, this_process())
-    record = recorded is not None
-    wanted = MountRequest.create(
-        request.image,
-        Path("/"),
-        settings,
-        writable=True,
-        container=container,
-        record=record,
-        workload=request.workload,
-    )
+    wanted = request.mount(settings, runtime, this_process(), record=recorded is not None)
     info = mount_image(wanted, report=report)
     mounted_s = time.monotonic() - began
     last: MountReport | None = None
     timing: TimingRecord | None = None
     try:
         run = ContainerRun(
-            runtime,
+            os.fspath(runtime),
             interactive=options.interactive,
             terminal=options.terminal,
             watch_output=request.timing,
         )
-        outcome = run.run(info.id, Path(info.bundle or ""))
+        outcome = run.run(info.id, info.bundle or "")
         total_s = time.monotonic() - began
         if recorded is not None:
             recorded(info)

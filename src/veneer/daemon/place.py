@@ -93,6 +93,11 @@ class Place:
         """Where devices are shown while they are being mounted."""
         return self.directory / "devices"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether this is for a container, and whoever ran that has ended."""
+        return self.record.container is not None and not self.record.process.alive
+
     def retire(self) -> None:
         """Let another mount have the place."""
         if self.record.kind != "detached":

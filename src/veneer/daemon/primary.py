@@ -33,8 +33,8 @@ from veneer.mount import fanotify
 
 __all__ = ["GROUP", "WORKER", "Supervisor"]
 
-#: The program of the worker.
-WORKER = (sys.executable, "-P", "-m", "veneer.daemon.worker")
+#: The program of the worker: the daemon, and whoever reads command lines for it.
+WORKER = (sys.executable, "-P", "-m", "veneer.cli.worker")
 #: Exit code of a worker that wants another one in its place, as SIGHUP asks it to.
 RESTART_ME = 75
 #: The silence of a worker is counted in ticks of this process: time in which neither ran does not count.

@@ -16,8 +16,18 @@ from veneer.oci.reference import LayoutReference, parse_reference
 from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.settings import Settings
 
-__all__ = ["RECORDED", "ContainerRequest", "MountInfo", "MountRequest", "absolute_image"]
+__all__ = [
+    "RECORDED",
+    "RESIDENT",
+    "ContainerRequest",
+    "MountInfo",
+    "MountRequest",
+    "RunRequest",
+    "absolute_image",
+]
 
+#: Backends that the daemon serves; ``auto`` is its to decide.
+RESIDENT = ("auto", "erofs-fanotify")
 #: In the directory of a mount that records: the profile, written when it is asked for.
 RECORDED = "recorded.json"
 
@@ -153,6 +163,37 @@ class MountRequest:
             value.get("record") is True,
             str(value.get("workload", DEFAULT_WORKLOAD)),
             value.get("complete") is True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One container to run.
+
+    Args:
+        image: reference of the image.
+        options: how the container differs from what the image says.
+        runtime: name of the OCI runtime; None for the first that is installed.
+        timing: note when what happened, also the first output, which then goes through this process.
+        workload: whose pack to use, if there is one.
+    """
+
+    image: str
+    options: ContainerOptions
+    runtime: str | None = None
+    timing: bool = False
+    workload: str = DEFAULT_WORKLOAD
+
+    def mount(self, settings: Settings, runtime: Path, owner: Process, *, record: bool = False) -> MountRequest:
+        """The mount that is the container's root, for the process that will run it. Raises UsageError."""
+        return MountRequest.create(
+            self.image,
+            Path("/"),
+            settings,
+            writable=True,
+            container=ContainerRequest(self.options, runtime, owner),
+            record=record,
+            workload=self.workload,
         )
 
 

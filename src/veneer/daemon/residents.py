@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _STATE = "resident.json"
 #: How often a mount whose local copies are damaged is tried again; its reads fail meanwhile.
 RETRY_S = 5.0
+#: What a container leaves is a mount to undo, which takes milliseconds, unless something else uses it.
+SETTLE_S = 2.0
 
 
 class Residents:
@@ -58,6 +60,8 @@ class Residents:
     ) -> None:
         self.holdings = Holdings(nursery)
         self._services: set[Service] = set()
+        # Of all mounts, from before there is anything in them until they have been cleaned up.
+        self._places: set[Place] = set()
         self._run_dir = run_dir
         self._nursery = nursery
         self._guards = guards
@@ -123,6 +127,13 @@ class Residents:
         """Wait until a mount comes or goes."""
         await self._changed.wait()
 
+    async def settle(self) -> None:
+        """Wait, but not for long, until the mounts of containers whose owners have ended are gone."""
+        over = {place for place in self._places if place.is_over}
+        with trio.move_on_after(SETTLE_S):
+            while over & self._places:
+                await self.changed()
+
     async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept") -> bool:
         try:
             await self._nursery.start(
@@ -163,6 +174,7 @@ class Residents:
             if place is None:
                 place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
             holding = None
+            self._places.add(place)
             try:
                 # What is there has to be served as it was made; what is recorded must not go to a pack.
                 pack = existing.pack if existing else None if request.record else request.workload
@@ -183,6 +195,7 @@ class Residents:
                         await trio.to_thread.run_sync(_release, place)
                     if holding is not None:
                         self.holdings.give_back(holding)
+                    self._places.discard(place)
         except VeneerError as error:
             if not started:
                 raise

@@ -1,4 +1,4 @@
-"""The daemon's worker: ``python -m veneer.daemon.worker``, started by :mod:`veneer.daemon.supervisor` only.
+"""The daemon's worker, which :mod:`veneer.daemon.supervisor` starts as ``python -m veneer.cli.worker``.
 
 It serves the kernel's questions and the control socket, both of which it inherits, so that neither notices when
 one worker takes the place of another. It says ``ready`` to its supervisor once everything that was mounted is
@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,24 +26,28 @@ from typing import NoReturn
 import trio
 
 from veneer import __version__
+from veneer.container.runtime import find_runtime
 from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
 from veneer.daemon.mounts import status_json
 from veneer.daemon.one import Service
-from veneer.daemon.request import MountRequest
+from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, RunRequest
 from veneer.daemon.residents import Residents
 from veneer.errors import MountError, UsageError, VeneerError
 from veneer.events import Event, Notice
 from veneer.mount.backends import choose_for_daemon
+from veneer.mount.base import Choice
 from veneer.mount.fanotify import raise_descriptor_limit
 from veneer.mount.precontent import GuardedDevices
 from veneer.mount.resident import Guards
+from veneer.mount.state import process_of
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.watch import MountTableWatch
+from veneer.settings import Settings
 from veneer.source.tasks import open_nursery
 
-__all__ = ["RESTART", "main"]
+__all__ = ["RESTART", "ReadRun", "main"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,12 @@ ALIVE_S = 5.0
 #: Before a restart, readers that wait get their bytes if they come within this time.
 DRAIN_S = 5.0
 ADOPT_RETRY_S = 1.0
+#: Decoding a tree keeps the interpreter for tens of milliseconds. The event loop and the threads that verify
+#: and write must not wait the usual 5 ms each time they want it back.
+SWITCH_S = 0.0005
+
+#: The words and the environment of a ``veneer run`` to what it asks for; None for what only the command can do.
+ReadRun = Callable[[Sequence[str], Mapping[str, str]], tuple[RunRequest, Settings] | None]
 #: How long the end of what has been unmounted may take before it is called detached.
 LINGER_S = 2.0
 
@@ -103,10 +113,16 @@ class Arguments:
 
 
 class Worker:
-    """One run of the worker."""
+    """One run of the worker.
 
-    def __init__(self, arguments: Arguments) -> None:
+    Args:
+        arguments: what it serves.
+        read_run: reads command lines of ``veneer run``.
+    """
+
+    def __init__(self, arguments: Arguments, read_run: ReadRun) -> None:
         self._arguments = arguments
+        self._read_run = read_run
         self._supervisor = trio.socket.from_stdlib_socket(socket.socket(fileno=arguments.supervisor))
         self._log_file = arguments.run_dir / "daemon.log"
         self._began = time.time()
@@ -127,6 +143,8 @@ class Worker:
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
             nursery.start_soon(_vital, partial(self._serve, listener))
             await self._tell({"type": "ready"})
+            if self._guards is not None:
+                nursery.start_soon(self._guards.scribe.start)
             nursery.start_soon(_vital, self._follow_supervisor)
             if arguments.idle_exit != "none":
                 await self._until_idle(float(arguments.idle_exit))
@@ -146,44 +164,72 @@ class Worker:
         devices.restored()
 
     async def _serve(self, listener: trio.SocketListener) -> None:
-        await serve_control(listener, self._operations(), for_client=("mount",))
+        await serve_control(listener, self._operations(), for_client=("mount", "run"))
 
     def _operations(self) -> Mapping[str, Operation]:
         return {
             "mount": self._mount,
+            "run": self._run,
             "recorded": self._recorded,
             "timing": self._timing,
+            "ended": self._ended,
             "stop": self._unmount,
             "status": self._status,
             "ping": self._ping,
         }
 
     async def _ping(self, _request: dict[str, object]) -> dict[str, object]:
+        await self._settle()
         return {"type": "pong", "worker": os.getpid(), "version": __version__}
 
     async def _mount(self, request: dict[str, object]) -> dict[str, object]:
+        info, notices = await self._make(MountRequest.from_json(_object(request, "request")))
+        if isinstance(info, MountInfo):
+            return {"type": "ready", "info": info.to_json(), "notices": notices}
+        return {"type": "elsewhere", "backend": info.backend, "reason": info.reason}
+
+    async def _run(self, request: dict[str, object]) -> dict[str, object]:
+        """A container's root for who has sent a command line and is about to become its runtime."""
+        words, environ, pid = request.get("words"), _object(request, "environ"), request.get("pid")
+        if not isinstance(words, list) or not isinstance(pid, int):
+            raise UsageError("the request has no words, or no process")
+        read = self._read_run([str(word) for word in words], {k: str(v) for k, v in environ.items()})
+        if read is None:
+            return {"type": "elsewhere"}
+        wanted, settings = read
+        if settings.backend not in RESIDENT or settings.run_dir != self._arguments.run_dir:
+            return {"type": "elsewhere"}
+        runtime = find_runtime(wanted.runtime, str(environ.get("PATH", "")) or None)
+        info, notices = await self._make(wanted.mount(settings, runtime, process_of(pid)))
+        if not isinstance(info, MountInfo):
+            return {"type": "elsewhere"}
+        return {
+            "type": "execute",
+            "runtime": os.fspath(runtime),
+            "id": info.id,
+            "bundle": info.bundle,
+            "interactive": wanted.options.interactive,
+            "notices": notices,
+        }
+
+    async def _make(self, wanted: MountRequest) -> tuple[MountInfo | Choice, list[str]]:
+        """A mount and what is to be said about it; or how else to make it."""
         if self._stopping:
             raise MountError("the daemon is being stopped", hint="try again in a moment")
-        wanted = MountRequest.from_json(_object(request, "request"))
         if self._residents is None:
-            return {
-                "type": "elsewhere",
-                "backend": "auto",
-                "reason": "the daemon has no fanotify group; see its log",
-            }
+            return Choice("auto", "the daemon has no fanotify group; see its log"), []
         cache_dir = wanted.settings.cache_dir
         await trio.to_thread.run_sync(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
         choice = await trio.to_thread.run_sync(choose_for_daemon, wanted.settings.backend, cache_dir)
         if choice.backend != "erofs-fanotify":
-            return {"type": "elsewhere", "backend": choice.backend, "reason": choice.reason}
+            return choice, []
         notices: list[str] = []
 
         def report(event: Event) -> None:
             if isinstance(event, Notice):
                 notices.append(event.message)
 
-        info = await self._residents.mount(wanted, choice, report)
-        return {"type": "ready", "info": info.to_json(), "notices": notices}
+        return await self._residents.mount(wanted, choice, report), notices
 
     def _mounted(self, request: dict[str, object]) -> tuple[Residents, Service]:
         residents = self._residents
@@ -199,6 +245,12 @@ class Worker:
     async def _timing(self, request: dict[str, object]) -> dict[str, object]:
         _, service = self._mounted(request)
         return service.timed()
+
+    async def _ended(self, request: dict[str, object]) -> dict[str, object]:
+        """A container has ended: its mount goes at once, what it leaves is cleaned up afterwards."""
+        _, service = self._mounted(request)
+        await service.leave()
+        return {"type": "stopped"}
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
         residents, service = self._mounted(request)
@@ -217,7 +269,13 @@ class Worker:
                 await service.unmount(lazy=True)
         return {"type": "stopped", "report": report.to_json()}
 
+    async def _settle(self) -> None:
+        """Who asks after a container has ended is not to see its mount any more."""
+        if self._residents is not None:
+            await self._residents.settle()
+
     async def _status(self, _request: dict[str, object]) -> dict[str, object]:
+        await self._settle()
         residents, guards = self._residents, self._guards
         services = residents.services if residents else {}
         return {
@@ -360,7 +418,7 @@ def _memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> int:
+def main(read_run: ReadRun) -> int:
     """Serve until told to stop."""
     arguments = Arguments.parse(sys.argv[1:])
     logging.Formatter.converter = time.gmtime
@@ -372,7 +430,8 @@ def main() -> int:
             # A child that kept the group or the lock would keep them from ending with the daemon.
             os.set_inheritable(fd, False)
     raise_descriptor_limit()
-    worker = Worker(arguments)
+    sys.setswitchinterval(SWITCH_S)
+    worker = Worker(arguments, read_run)
     try:
         trio.run(worker.run)
     except VeneerError as error:
@@ -386,7 +445,3 @@ def main() -> int:
     with socket.socket(fileno=os.dup(arguments.supervisor)) as supervisor:
         supervisor.send(json.dumps(message).encode())
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -75,7 +75,8 @@ class Pin:
 
     def release(self) -> None:
         """Remove the pin: the superblock is gone."""
-        with _changing(self._directory):
+        # Somebody may have deleted the cache under the mount, and the pin with it.
+        with suppress(FileNotFoundError), _changing(self._directory):
             (self._directory / _NAME).unlink(missing_ok=True)
         self.close()
 

@@ -1,0 +1,113 @@
+"""What the console script runs: ``veneer run`` goes a short way into its container, all else the long one.
+
+A command line that parses its options and asks the daemon imports for 90 ms, where a bare interpreter starts
+in 11: more than the mount takes. So the words of ``veneer run`` go to the daemon as they are, and its answer
+says which bundle to run. The daemon sees this process end, and unmounts.
+
+Whatever is not as simple (no daemon, an option that says how to report, a relative path) takes the long way,
+which also says what is wrong with a command line.
+
+Only what an interpreter has loaded anyway is imported here, or is written in C and costs nothing.
+"""
+
+import os
+import sys
+from _json import encode_basestring_ascii, make_scanner
+from _socket import AF_UNIX, SOCK_STREAM, socket
+
+from veneer.container.run import ContainerRun
+
+# typing takes longer to import than all of this; type checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["main"]
+
+#: As in :mod:`veneer.daemon.ask`.
+_SOCKET = "daemon.sock"
+_CHUNK = 64 << 10
+#: Exit status after Ctrl-C.
+_INTERRUPTED = 130
+#: What settings are made of, and where programs are found.
+_PREFIXES, _NAMES = ("VENEER_", "XDG_"), ("HOME", "PATH", "REGISTRY_AUTH_FILE")
+
+
+def main() -> "NoReturn":
+    """Entry point of the console script."""
+    argv = sys.argv[1:]
+    if argv[:1] == ["run"] and os.geteuid() == 0:
+        try:
+            code = _run(argv[1:])
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        if code is not None:
+            os._exit(code)
+    from veneer.cli.main import main as long_way
+
+    long_way()
+
+
+def _run(words: list[str]) -> int | None:
+    """Run the container that the daemon has made ready; None when it has not.
+
+    However this process ends, the daemon sees it, ends the container and cleans up.
+    """
+    answer = _ask(_run_request(words))
+    if answer is None or answer["type"] == "elsewhere":
+        return None
+    if answer["type"] == "error":
+        return _fail(answer)
+    for message in answer["notices"]:
+        os.write(2, f"note: {message}\n".encode(errors="replace"))
+    run = ContainerRun(answer["runtime"], interactive=answer["interactive"], terminal=False, watch_output=False)
+    code = run.run(answer["id"], answer["bundle"]).exit_code
+    # Nothing is mounted any more when this process has ended; the rest of the cleaning up it need not wait for.
+    _ask(f'{{"op": "ended", "id": "{answer["id"]}"}}\n'.encode())
+    return code
+
+
+def _ask(request: bytes) -> "dict[str, Any] | None":
+    """The daemon's answer; None when there is no daemon, or it has just gone."""
+    connection = socket(AF_UNIX, SOCK_STREAM)
+    try:
+        connection.connect(os.path.join(os.environ.get("VENEER_RUN_DIR") or "/run/veneer", _SOCKET))
+        connection.sendall(request)
+        data = bytearray()
+        while not data.endswith(b"\n"):
+            chunk = connection.recv(_CHUNK)
+            if not chunk:
+                return None
+            data += chunk
+    except OSError:
+        return None
+    finally:
+        connection.close()
+    answer: dict[str, Any] = make_scanner(_Scanning())(data.decode(), 0)[0]  # type: ignore[arg-type]
+    return answer
+
+
+def _run_request(words: list[str]) -> bytes:
+    environ = {k: v for k, v in os.environ.items() if k in _NAMES or k.startswith(_PREFIXES)}
+    text = encode_basestring_ascii
+    names = ", ".join(f"{text(name)}: {text(value)}" for name, value in environ.items())
+    asked = ", ".join(map(text, words))
+    return f'{{"op": "run", "words": [{asked}], "environ": {{{names}}}, "pid": {os.getpid()}}}\n'.encode()
+
+
+class _Scanning:
+    """What a scanner of JSON asks its decoder for."""
+
+    strict = True
+    object_hook = object_pairs_hook = parse_constant = None
+    parse_float, parse_int = float, int
+    memo: "dict[str, str]" = {}  # noqa: RUF012 - made and used once
+
+
+def _fail(answer: "dict[str, Any]") -> int:
+    from veneer.cli.render import Output
+    from veneer.daemon.failure import error_from_json
+
+    error = error_from_json(answer)
+    Output().fail(error)
+    return error.exit_code

@@ -1,0 +1,59 @@
+"""The daemon's worker as commands know it: it reads the command lines that :mod:`veneer.cli.quick` sends it.
+
+Started by :mod:`veneer.daemon.supervisor` only.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from veneer.cli.backend import with_backend
+from veneer.cli.container import options_of
+from veneer.cli.parser import before_dashes
+from veneer.cli.run import COMMAND, Arguments
+from veneer.daemon.request import RunRequest
+from veneer.daemon.worker import main
+from veneer.errors import UsageError
+from veneer.settings import Settings
+
+__all__ = ["read_run"]
+
+_HELP = {"-h", "--help"}
+
+
+def read_run(words: Sequence[str], environ: Mapping[str, str]) -> tuple[RunRequest, Settings] | None:
+    """What a command line of ``veneer run`` asks for; None if only the command itself can do that.
+
+    That is so when it depends on the directory, the terminal or the rest of the environment of whoever typed
+    it, or when it wants more than a container; and when it is wrong, for the command to say so.
+    """
+    if _HELP.intersection(before_dashes(words)):
+        return None
+    try:
+        args = COMMAND.parser("veneer run").parse(words, Arguments())
+        if not _is_plain(args):
+            return None
+        settings = with_backend(args.settings(environ), args.backend)
+        options = options_of(args)
+    except UsageError:
+        return None
+    paths = (settings.cache_dir, settings.run_dir, settings.authfile, settings.ca_file)
+    if not all(path is None or path.is_absolute() for path in paths):
+        return None
+    return RunRequest(args.image, options, args.runtime, workload=args.workload), settings
+
+
+def _is_plain(args: Arguments) -> bool:
+    own = (
+        args.json or args.quiet or args.verbose or args.timing or args.timing_record or args.report or args.tty
+    )
+    relative = args.image.startswith("oci:") and not args.image.startswith("oci:/")
+    return not (
+        own
+        or relative
+        or any("=" not in item for item in args.env)
+        or any(not item.startswith("/") for item in args.volume)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(read_run))
