@@ -11,6 +11,7 @@ from veneer.cli.backend import add_backend_argument, with_backend
 from veneer.cli.command import EXIT_STATUS, Command, CommonArguments, Invocation, group_of
 from veneer.cli.container import ContainerArguments, options_of
 from veneer.cli.parser import Parser, existing_file
+from veneer.cli.profile_attach import ATTACH
 from veneer.cli.profile_files import (
     add_output,
     add_workload,
@@ -302,6 +303,7 @@ COMMAND = group_of(
     {
         "record": Command(record, RecordArguments, add_record_arguments, _EXIT_STATUS),
         "static": STATIC,
+        "attach": ATTACH,
         "show": Command(show, ShowArguments, add_show_arguments),
         "merge": Command(merge, MergeArguments, add_merge_arguments),
         "export": Command(export, ExportArguments, add_export_arguments),

@@ -7,7 +7,7 @@ from veneer.cli.render import size_text, table
 
 if TYPE_CHECKING:
     from veneer.daemon.mounts import MountStatus
-    from veneer.daemon.report import PackReport
+    from veneer.daemon.report import HintReport, PackReport
 
 __all__ = ["COMMAND"]
 
@@ -50,6 +50,8 @@ def _describe(found: "MountStatus") -> str:
         )
     if (pack := report.pack) is not None:
         lines.append(f"  {_describe_pack(pack)}")
+    if (hint := report.hint) is not None:
+        lines.append(f"  {_describe_hint(hint, len(report.layers))}")
     rows = [
         (
             f"  {layer.digest[:19]}",
@@ -63,12 +65,24 @@ def _describe(found: "MountStatus") -> str:
 
 def _describe_pack(pack: "PackReport") -> str:
     of = {"annotation": "of the image", "local": "made by this host"}.get(pack.origin, pack.origin)
+    if pack.image:
+        of = f"made by this host for {pack.image[:19]}, whose layers it is of"
     kind = "static pack" if pack.static else "pack"
     which = f"{kind} of the workload {pack.workload}, {of}: "
     if not pack.mapped:
         return which + "only tells what to fetch first"
     how_much = f"{size_text(pack.cached)} of {size_text(pack.size)}"
     return which + how_much + (", which needs no daemon" if pack.complete else "")
+
+
+def _describe_hint(hint: "HintReport", layers: int) -> str:
+    of = ", ".join(image[:19] for image in hint.images)
+    whose = "attached to the image" if hint.origin == "attached" else f"of {of}"
+    kind = "static profile" if hint.static else "profile"
+    return (
+        f"{kind} of the workload {hint.workload}, {whose}: {size_text(hint.size)} of {hint.layers} "
+        f"of {layers} layers, fetched first"
+    )
 
 
 def _describe_daemon(daemon: "dict[str, Any]") -> str:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from veneer.daemon.report import LayerReport, MountReport, PackReport
+from veneer.daemon.report import HintReport, LayerReport, MountReport, PackReport
 from veneer.daemon.request import MountInfo
 from veneer.image import Image
 from veneer.image.packs import FoundPack
@@ -57,6 +57,7 @@ def mount_report(
     kernel: Mapping[str, int],
     transport: Mapping[str, int],
     packed: AttachedDevice | None = None,
+    hint: HintReport | None = None,
 ) -> MountReport:
     """A mount and its counters."""
     return MountReport(
@@ -81,6 +82,7 @@ def mount_report(
         kernel=kernel,
         transport=transport,
         pack=_pack_report(image.pack, packed) if image.pack else None,
+        hint=hint,
     )
 
 
@@ -95,6 +97,7 @@ def _pack_report(pack: FoundPack, packed: AttachedDevice | None) -> PackReport:
         mapped=packed is not None,
         complete=packed is not None and packed.complete,
         static=named.static,
+        image="" if named.image is None else str(named.image),
     )
 
 

@@ -9,11 +9,12 @@ import trio
 
 from veneer.container.bundle import image_user
 from veneer.container.runtime import delete_container, may_be_left
-from veneer.container.spec import runtime_spec, write_bundle
+from veneer.container.spec import command_of, runtime_spec, write_bundle
 from veneer.daemon.control import Operation
 from veneer.daemon.describe import mount_info, mount_report
+from veneer.daemon.hint import follow_hint
 from veneer.daemon.place import Place
-from veneer.daemon.report import MountReport
+from veneer.daemon.report import HintReport, MountReport
 from veneer.daemon.request import RECORDED, MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.image import Image
@@ -73,6 +74,7 @@ class Service:
         session: the mount, once it is there.
         packed: device of the pack that files are mapped to.
         recorder: what it has read since, if that is noted.
+        hint: what is fetched first.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Service:
         self.session: MountSession | None = None
         self.recorder: Recorder | None = None
         self.packed: AttachedDevice | None = None
+        self.hint: HintReport | None = None
         self.place = place
         self._image = image
         self._store = store
@@ -100,6 +103,17 @@ class Service:
         self._timing = timing
         self._store_before = store.stats.to_json() if store_before is None else store_before
         self._transport_before = transport_before or {}
+
+    async def follow_hint(self, request: MountRequest, mounted: trio.Event) -> None:
+        """Fetch what is known of the start, once there is something to be had."""
+
+        def told(hint: HintReport) -> None:
+            self.hint = hint
+
+        config, container = self._image.config, request.container
+        words = command_of(config, container.options) if container else config.entrypoint + config.cmd
+        cache_dir, workload = request.settings.cache_dir, request.workload
+        await follow_hint(self._image, self._store, self._attached, cache_dir, workload, words, mounted, told)
 
     def info(self, seconds: float) -> MountInfo:
         """What to tell whoever asked for the mount."""
@@ -213,6 +227,7 @@ class Service:
             transport=self._transport(),
             kernel=self._mounter.stats.to_json(),
             packed=self.packed,
+            hint=self.hint,
         )
 
 

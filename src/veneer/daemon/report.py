@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-__all__ = ["LayerReport", "MountReport", "PackReport"]
+__all__ = ["HintReport", "LayerReport", "MountReport", "PackReport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class PackReport:
         mapped: files are mapped to it; otherwise it only tells what to fetch first.
         complete: it is there as a whole and has been proven; reads of it need no daemon.
         static: nothing was run for it.
+        image: digest of the manifest that this host made it for, if that is another one; "" otherwise.
     """
 
     workload: str
@@ -46,6 +47,28 @@ class PackReport:
     mapped: bool
     complete: bool
     static: bool = False
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HintReport:
+    """What is fetched first because it is known of the layers, when there is no recorded pack.
+
+    Args:
+        workload: what it is for.
+        origin: ``host`` (known here) or ``attached`` (refers to the image).
+        images: manifests that it was recorded for.
+        layers: how many of the image's layers it is about.
+        size: bytes that it names.
+        static: nothing was run for it.
+    """
+
+    workload: str
+    origin: str
+    images: tuple[str, ...]
+    layers: int
+    size: int
+    static: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +85,7 @@ class MountReport:
         inodes: in the image.
         layers: lowest first.
         pack: of the start that the mount was made for, if there is one.
+        hint: what else is known of that start.
         store: counters of the store since the mount was made; mounts of the daemon share one.
         kernel: counters of what the kernel asked of whoever serves the mount; shared in the daemon, too.
         transport: counters of HTTP, of all mounts of the image.
@@ -79,6 +103,7 @@ class MountReport:
     kernel: Mapping[str, int]
     transport: Mapping[str, int]
     pack: PackReport | None = None
+    hint: HintReport | None = None
 
     @property
     def complete(self) -> int:
@@ -92,11 +117,12 @@ class MountReport:
     @classmethod
     def from_json(cls, value: dict[str, object]) -> "MountReport":
         """Read what :meth:`to_json` wrote."""
-        layers, pack = value["layers"], value.get("pack")
-        if not isinstance(layers, list) or not (pack is None or isinstance(pack, dict)):
+        layers, pack, hint = value["layers"], value.get("pack"), value.get("hint")
+        if not isinstance(layers, list) or not all(isinstance(one, dict | None) for one in (pack, hint)):
             raise TypeError("not a mount report")
         parts = {
             "layers": tuple(LayerReport(**layer) for layer in layers),
-            "pack": None if pack is None else PackReport(**pack),
+            "pack": PackReport(**pack) if isinstance(pack, dict) else None,
+            "hint": HintReport(**hint | {"images": tuple(hint["images"])}) if isinstance(hint, dict) else None,
         }
         return cls(**value | parts)  # type: ignore[arg-type] # fields of a report

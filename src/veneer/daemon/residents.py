@@ -242,7 +242,7 @@ class Residents:
             transport_before=before,
             timing=timing,
         )
-        bundled = trio.Event()
+        bundled, there = trio.Event(), trio.Event()
 
         async def write_bundle() -> None:
             with timing.phase("bundle"):
@@ -254,6 +254,8 @@ class Residents:
                 # Looking up the user may wait for the network longer than mounting takes.
                 nursery.start_soon(write_bundle)
                 await trio.to_thread.run_sync(_write_state, place, request, choice, holding.image, ())
+                if not request.record:
+                    nursery.start_soon(service.follow_hint, request, there)
             async with mounted(
                 mounter,
                 record.mountpoint,
@@ -282,6 +284,7 @@ class Residents:
                     if mounter.tainted:
                         await service.unmount(lazy=True)
                     ready(service)
+                    there.set()
                     await session.ended.wait()
                 finally:
                     self._services.discard(service)

@@ -92,6 +92,8 @@ async def serve_mount(
                     store_before={},  # it is this mount's alone
                     timing=timing,
                 )
+                there = trio.Event()
+                nursery.start_soon(service.follow_hint, request, there)
                 session = await stack.enter_async_context(
                     mounted(
                         mounter,
@@ -111,6 +113,7 @@ async def serve_mount(
                 if request.complete:
                     nursery.start_soon(complete_devices, store, attached)
                 ready(service.info(trio.current_time() - began))
+                there.set()
                 await session.ended.wait()
                 nursery.cancel_scope.cancel()
     finally:

@@ -19,7 +19,15 @@ from veneer.formats.native import NativeFormat
 from veneer.formats.plain import KnownFormat, StreamedFormat
 from veneer.image.contents import Contents
 from veneer.image.image import Image, LayerNote, Reference
-from veneer.image.packs import FoundPack, NamedPack, check_fits, find_pack, open_pack, report_unused
+from veneer.image.packs import (
+    FoundPack,
+    NamedPack,
+    check_fits,
+    find_pack,
+    find_pack_by_layer,
+    open_pack,
+    report_unused,
+)
 from veneer.index.model import Device
 from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
 from veneer.oci.descriptor import Platform
@@ -193,6 +201,9 @@ async def load_image(
             nursery.start_soon(pack_index, pack)
     (layer_format, location, opened), image_config = found[0], configs[0]
     check_binding(opened.devices, manifest, image_config, f"index of {resolved.name}")
+    if not packs and isinstance(pack, str):
+        by_layer = await find_pack_by_layer(contents, manifest, image_config.diff_ids, settings.cache_dir, pack)
+        packs += [by_layer] if by_layer is not None else []
     found_pack = _fitting(packs, opened.devices, report, exactly=isinstance(pack, NamedPack))
     if not image_config.platform.matches(settings.platform):
         report(Notice(f"{resolved.reference} is for {image_config.platform}, not for {settings.platform}"))

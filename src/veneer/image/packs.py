@@ -9,7 +9,7 @@ or stale is told and left out: it costs time and nothing else.
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ import trio
 
 from veneer.errors import IntegrityError, NotFound, VeneerError
 from veneer.events import Notice, Reporter
+from veneer.image.by_layer import images_knowing, note_layers
 from veneer.image.contents import Contents
 from veneer.index.model import Device
 from veneer.oci.canonical import canonical_json, parse_json
@@ -41,6 +42,7 @@ __all__ = [
     "annotated_packs",
     "check_fits",
     "find_pack",
+    "find_pack_by_layer",
     "keep_local_pack",
     "local_pack",
     "local_packs",
@@ -66,11 +68,13 @@ class NamedPack:
         workload: what it is for.
         origin: ``annotation`` or ``local``.
         descriptor: of its index.
+        image: of one that this host made for another image: digest of the manifest of that.
     """
 
     workload: str
     origin: str
     descriptor: Descriptor
+    image: Digest | None = None
 
     @property
     def static(self) -> bool:
@@ -79,14 +83,22 @@ class NamedPack:
 
     def to_json(self) -> dict[str, object]:
         """As a JSON object."""
-        return {"workload": self.workload, "origin": self.origin, "index": self.descriptor.to_json()}
+        image = {} if self.image is None else {"image": str(self.image)}
+        return {
+            "workload": self.workload,
+            "origin": self.origin,
+            "index": self.descriptor.to_json(),
+            **image,
+        }
 
     @classmethod
     def from_json(cls, value: object) -> "NamedPack":
         """Read what :meth:`to_json` wrote. Raises IntegrityError."""
         match value:
-            case {"workload": str(workload), "origin": str(origin), "index": index}:
-                return cls(workload, origin, Descriptor.from_json(index, "index of a pack"))
+            case {"workload": str(workload), "origin": str(origin), "index": index, **more}:
+                image = more.get("image")
+                of = Digest.parse(image) if isinstance(image, str) else None
+                return cls(workload, origin, Descriptor.from_json(index, "index of a pack"), of)
         raise IntegrityError("this names no pack")
 
 
@@ -158,11 +170,35 @@ async def find_pack(
         return None
 
 
+async def find_pack_by_layer(
+    contents: Contents, manifest: Manifest, layers: Sequence[Digest], cache_dir: Path, workload: str
+) -> FoundPack | None:
+    """A pack that this host made for another image, of no layers but those of this one, if there is one."""
+
+    def names() -> list[NamedPack]:
+        found = []
+        for image in images_knowing(cache_dir / "packs", reversed(layers), workload):
+            with suppress(IntegrityError):
+                if image != manifest.digest and (named := local_pack(cache_dir, image, workload)) is not None:
+                    found.append(replace(named, image=image))
+        return found
+
+    for named in await trio.to_thread.run_sync(names):
+        try:
+            pack = await open_pack(contents, manifest, cache_dir, named)
+        except VeneerError as error:
+            log.info("pack of=%s is not used cause=%r", named.image, error.message)
+            continue
+        if pack.index.layers <= set(layers):
+            return pack
+    return None
+
+
 async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, named: NamedPack) -> FoundPack:
     """A pack by its name; no request when its index was seen before. Raises VeneerError."""
     descriptor = named.descriptor
     what = f"index of the pack {named.workload}"
-    directory = _directory(cache_dir, manifest.digest, named.workload)
+    directory = _directory(cache_dir, named.image or manifest.digest, named.workload)
     data = await contents.known(descriptor)
     if data is None and named.origin == "local":
         data = await trio.to_thread.run_sync(_read, directory / descriptor.digest.hex, what)
@@ -234,6 +270,7 @@ def keep_local_pack(
         if path.name not in {*names, _NOTE}:
             with suppress(OSError):
                 path.unlink()
+    note_layers(cache_dir / "packs", decode_pack_index(index, descriptor).layers, workload, manifest)
     return directory
 
 

@@ -1,7 +1,7 @@
 """Profiles by image: where those made on this machine are kept, and which files of an image one is about.
 
-Kept in ``cache_dir/profiles/MANIFEST DIGEST/WORKLOAD.json``. They cannot be fetched again, so ``veneer cache
-clear`` leaves them alone. Everything here blocks.
+Kept in ``cache_dir/profiles/MANIFEST DIGEST/WORKLOAD.json``, and found by layer (:mod:`veneer.image.by_layer`).
+They cannot be fetched again, so ``veneer cache clear`` leaves them alone. Everything here blocks.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.errors import CacheError, IntegrityError, NotFound, UnsupportedFormat
+from veneer.image.by_layer import note_layers
 from veneer.index.model import Extent, ImageIndex
 from veneer.oci.digest import Digest
 from veneer.prefetch.profile import MAX_PROFILE_SIZE, Profile, Use, check_workload
@@ -72,6 +73,7 @@ def keep_profile(cache_dir: Path, image: Digest, profile: Profile) -> Path:
         with open(handle, "wb") as file:
             file.write(profile.to_json())
         os.replace(temporary, path)
+        note_layers(cache_dir / "profiles", profile.layers, profile.workload, image)
     except OSError as error:
         if temporary:
             with contextlib.suppress(OSError):

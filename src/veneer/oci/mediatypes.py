@@ -4,6 +4,7 @@ Ours are versioned in their names; a reader that meets an unknown version must r
 """
 
 __all__ = [
+    "ANNOTATION_CREATED",
     "ANNOTATION_INDEX",
     "ANNOTATION_PACK",
     "ANNOTATION_PROFILE",
@@ -30,6 +31,8 @@ __all__ = [
     "VENEER_PACK",
     "VENEER_PACK_ARTIFACT",
     "VENEER_PACK_INDEX",
+    "VENEER_PROFILE",
+    "VENEER_PROFILE_ARTIFACT",
     "VENEER_WINDOWS",
 ]
 
@@ -93,3 +96,10 @@ ANNOTATION_PACK = "dev.veneer.pack"
 ANNOTATION_WORKLOAD = "dev.veneer.workload"
 #: And, if nothing was run for it: ``static``.
 ANNOTATION_PROFILE = "dev.veneer.profile"
+
+#: The document specified in docs/reference/profile-format.md.
+VENEER_PROFILE = "application/vnd.veneer.profile.v1+json"
+#: artifactType of the small manifest that refers to an image and carries profiles.
+VENEER_PROFILE_ARTIFACT = VENEER_PROFILE
+#: On an artifact: when it was made, as in RFC 3339.
+ANNOTATION_CREATED = "org.opencontainers.image.created"

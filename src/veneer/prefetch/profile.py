@@ -21,6 +21,7 @@ from veneer.errors import IntegrityError, UnsupportedFormat, UsageError
 from veneer.oci.canonical import Json, canonical_json, parse_json
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import MAX_LAYERS
+from veneer.oci.mediatypes import VENEER_PROFILE
 from veneer.prefetch.ranges import cut_to_first, overlaid
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 #: In the document; another version has another name.
-PROFILE_TYPE = "application/vnd.veneer.profile.v1+json"
+PROFILE_TYPE = VENEER_PROFILE
 #: The workload that is meant when none is named.
 DEFAULT_WORKLOAD = "default"
 #: 1 GiB in single pages. What reads more than that in as many places is helped by no profile.
