@@ -13,6 +13,7 @@ import trio
 
 from veneer.errors import UsageError
 from veneer.transport.address import Origin
+from veneer.transport.direct import DirectTransport
 from veneer.transport.proxies import ProxyRules
 
 __all__ = ["Connections"]
@@ -56,6 +57,10 @@ class Connections:
 
 
 def _pool(proxy: str | None, tls: ssl.SSLContext) -> httpx.AsyncBaseTransport:
+    if proxy is None:
+        return DirectTransport(
+            tls, most=MAX_CONNECTIONS, most_idle=MAX_IDLE_CONNECTIONS, expiry_s=IDLE_EXPIRY_S
+        )
     limits = httpx.Limits(
         max_connections=MAX_CONNECTIONS,
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,

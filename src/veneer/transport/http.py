@@ -90,7 +90,7 @@ class _Body(httpx.AsyncByteStream):
 class Response:
     """A status, headers and a body that is still on the wire. Belongs to one task; ``async with`` closes it.
 
-    Iterating gives the undecoded body in chunks of at most some 64 KiB. Raises Unavailable for a reset, a
+    Iterating gives the undecoded body in chunks of at most 256 KiB. Raises Unavailable for a reset, a
     stall, a truncated body, or one that arrives so slowly that waiting makes no sense.
     """
 

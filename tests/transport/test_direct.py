@@ -1,0 +1,169 @@
+"""Connections without a library in between: when one is used again, and that answers end where they say."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from tests.transport.settings import settings_in
+from tests.transport.wire import Seen, Wire, serve
+from veneer.errors import Unavailable
+from veneer.transport import Request, Transport
+from veneer.transport.connections import IDLE_EXPIRY_S, MAX_CONNECTIONS
+
+
+@pytest.fixture
+async def transport(tmp_path: Path) -> AsyncIterator[Transport]:
+    async with Transport(settings_in(tmp_path)) as transport:
+        yield transport
+
+
+async def fetch(transport: Transport, host: str, method: str = "GET") -> bytes:
+    async with await transport.send(Request(method, f"http://{host}/x", "app")) as response:
+        return await response.body(1 << 20)
+
+
+async def test_bytes_behind_an_answer_are_not_the_next_answer(transport: Transport) -> None:
+    async def talkative(seen: Seen, wire: Wire) -> None:
+        more = b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nwrong"
+        await wire.send(b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nright" + more)
+
+    async with serve(talkative) as server:
+        assert [await fetch(transport, server.host) for _ in range(3)] == [b"right"] * 3
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize("ending", ["close", "reset"])
+async def test_a_connection_that_the_server_has_closed_is_not_used_again(
+    transport: Transport, ending: str
+) -> None:
+    async def once(seen: Seen, wire: Wire) -> None:
+        await wire.answer(200, b"hello")
+        await (wire.close() if ending == "close" else wire.reset())
+
+    async with serve(once) as server:
+        for _ in range(3):
+            assert await fetch(transport, server.host) == b"hello"
+            await wait_all_tasks_blocked(0.02)
+    assert server.connections == 3
+    assert transport.stats.retries == 0
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.0 200 X\r\n", "HTTP/1.1 200 X\r\nConnection: foo, Close\r\n"])
+async def test_who_announces_the_end_of_a_connection_is_believed(transport: Transport, head: str) -> None:
+    async def last(seen: Seen, wire: Wire) -> None:
+        await wire.send(f"{head}Content-Length: 5\r\n\r\nhello".encode())
+
+    async with serve(last) as server:
+        for _ in range(2):
+            assert await fetch(transport, server.host) == b"hello"
+    assert server.connections == 2
+
+
+async def test_idle_connections_are_given_up_in_time(transport: Transport, mock_clock: MockClock) -> None:
+    async def hello(seen: Seen, wire: Wire) -> None:
+        await wire.answer(200, b"hello")
+
+    async with serve(hello) as server:
+        await fetch(transport, server.host)
+        mock_clock.jump(IDLE_EXPIRY_S / 2)
+        await fetch(transport, server.host)
+        assert server.connections == 1
+        mock_clock.jump(IDLE_EXPIRY_S + 1)
+        await fetch(transport, server.host)
+        assert server.connections == 2
+
+
+async def test_bodies_of_unknown_length(transport: Transport) -> None:
+    async def framed(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await wire.send(b"6\r\n world\r\n0\r\n\r\n")
+
+    async def until_close(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 X\r\n\r\nhello")
+        await wire.close()
+
+    async with serve(framed) as server:
+        assert [await fetch(transport, server.host) for _ in range(2)] == [b"hello world"] * 2
+        assert server.connections == 1
+    async with serve(until_close) as server:
+        assert await fetch(transport, server.host) == b"hello"
+
+
+async def test_a_chunked_body_that_breaks_off_is_an_error(transport: Transport) -> None:
+    async def short(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+        await wire.close()
+
+    async with serve(short) as server:
+        with pytest.raises(Unavailable):
+            await fetch(transport, server.host)
+
+
+async def test_answers_without_a_body_keep_the_connection(transport: Transport) -> None:
+    async def bare(seen: Seen, wire: Wire) -> None:
+        if seen.method == "HEAD":
+            await wire.answer(200, length=1 << 30)
+        else:
+            await wire.send(b"HTTP/1.1 204 X\r\n\r\n")
+
+    async with serve(bare) as server:
+        for method in ("HEAD", "GET", "HEAD"):
+            assert await fetch(transport, server.host, method) == b""
+    assert server.connections == 1
+
+
+async def test_an_answer_that_comes_before_the_request_has_ended_is_read(transport: Transport) -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(1)
+            await stream.send_all(b"HTTP/1.1 413 X\r\nContent-Length: 3\r\n\r\nbig")
+            async for _ in stream:
+                pass
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, refuse, listeners)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/x"
+        async with await transport.send(Request("PUT", url, "app", body=bytes(4 << 20))) as response:
+            assert (response.status, await response.body(10)) == (413, b"big")
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_more_connections_than_are_allowed(transport: Transport) -> None:
+    running = most = 0
+    go = trio.Event()
+
+    async def slow(seen: Seen, wire: Wire) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == MAX_CONNECTIONS:
+            go.set()
+        await go.wait()
+        running -= 1
+        await wire.answer(200, b"hello")
+
+    async with serve(slow) as server, trio.open_nursery() as nursery:
+        for _ in range(MAX_CONNECTIONS + 8):
+            nursery.start_soon(fetch, transport, server.host)
+    assert most == MAX_CONNECTIONS
+
+
+async def test_a_cancelled_request_gives_its_connection_up(transport: Transport) -> None:
+    async def silent(seen: Seen, wire: Wire) -> None:
+        await trio.sleep_forever()
+
+    async with serve(silent) as server:
+        for _ in range(MAX_CONNECTIONS + 1):
+            with trio.move_on_after(0.01):
+                await fetch(transport, server.host)
+
+    async def hello(seen: Seen, wire: Wire) -> None:
+        await wire.answer(200, b"hello")
+
+    async with serve(hello) as server:
+        with trio.fail_after(10):
+            assert await fetch(transport, server.host) == b"hello"
