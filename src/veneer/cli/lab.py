@@ -4,6 +4,8 @@ from pathlib import Path
 
 from veneer.cli.command import Command, CommonArguments, Invocation, group_of
 from veneer.cli.lab_bench import BENCH, IMAGE_DIR
+from veneer.cli.lab_report import REPORT
+from veneer.cli.lab_sweep import SWEEP
 from veneer.cli.parser import Parser, directory
 from veneer.cli.render import size_text, table
 
@@ -56,5 +58,10 @@ def images(invocation: Invocation, args: ImagesArguments) -> int:
 
 COMMAND = group_of(
     "Measure what starts of containers cost, and compare with other systems.",
-    {"images": Command(images, ImagesArguments, add_images_arguments), "bench": BENCH},
+    {
+        "images": Command(images, ImagesArguments, add_images_arguments),
+        "bench": BENCH,
+        "report": REPORT,
+        "sweep": SWEEP,
+    },
 )

@@ -32,11 +32,17 @@ _BLOCK = 512
 class SpanCutter:
     """Decides the cuts of one stream. For one thread.
 
+    Args:
+        frame_size: bytes of a full span.
+        small_file: files up to this size share spans.
+
     Call :meth:`advance` after each piece with the entries that the piece completed and the position of its
     end; it answers with the cuts up to there. :meth:`finish` gives the rest and the end of the stream.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frame_size: int = FRAME_SIZE, small_file: int = SMALL_FILE) -> None:
+        self._frame_size = frame_size
+        self._small_file = small_file
         self._start = 0  # the last cut that was decided, planned ones included
         self._frontier = 0  # end of the last entry: what follows is headers or padding
         self._planned: deque[Iterator[int]] = deque()
@@ -58,26 +64,26 @@ class SpanCutter:
     def _entry(self, entry: TarEntry) -> None:
         data, end = entry.data, entry.data + entry.stored_size
         self._gap(data)
-        if entry.stored_size <= SMALL_FILE:
+        if entry.stored_size <= self._small_file:
             self._share(entry.header, end)
         else:
             self._share(entry.header, data)
-            cuts = range(data, end, FRAME_SIZE)
+            cuts = range(data, end, self._frame_size)
             self._plan(cuts[1:] if data == self._start else cuts)
         self._frontier = -(-end // _BLOCK) * _BLOCK
 
     def _share(self, header: int, end: int) -> None:
         """Keep ``header`` to ``end`` in one span: the open one if it fits, else a new one."""
-        if end - self._start > FRAME_SIZE and header > self._start:
+        if end - self._start > self._frame_size and header > self._start:
             self._plan(range(header, header + 1))
 
     def _gap(self, end: int) -> None:
         """Cut the stretch from the last entry to ``end`` when it is longer than a frame."""
-        if end - self._frontier > FRAME_SIZE:
+        if end - self._frontier > self._frame_size:
             first = self._frontier
             if first <= self._start:
-                first += ((self._start - first) // FRAME_SIZE + 1) * FRAME_SIZE
-            self._plan(range(first, end, FRAME_SIZE))
+                first += ((self._start - first) // self._frame_size + 1) * self._frame_size
+            self._plan(range(first, end, self._frame_size))
 
     def _plan(self, cuts: range) -> None:
         if cuts:

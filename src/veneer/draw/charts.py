@@ -13,6 +13,7 @@ from veneer.timing.record import TimingRecord
 __all__ = [
     "Bar",
     "Curve",
+    "draw_arrivals",
     "draw_bars",
     "draw_bytes",
     "draw_cdf",
@@ -87,7 +88,7 @@ def draw_bars(title: str, bars: Sequence[Bar], *, reference: str, width: float =
     row, left, top = 20.0, 168.0, 62.0
     high = max([1.05, *(bar.high * 1.05 for bar in bars), *(bar.aim or 0 for bar in bars)])
     groups = list(dict.fromkeys(bar.group for bar in bars))
-    height = top + row * len(bars) + 24 * len(groups) + 40
+    height = top + row * len(bars) + 24 * len(groups) + 30
     drawing = Drawing(width, height, title)
     drawing.text(0, 15, title, "title")
     drawing.text(0, 36, f"ratio to {reference}, paired; shorter is faster", "note")
@@ -123,7 +124,9 @@ def _bar(drawing: Drawing, bar: Bar, scale: Scale, y: float) -> None:
     if bar.aim is not None:
         drawing.line(scale(bar.aim), y, scale(bar.aim), y + 16, "aim")
     met = "" if bar.aim is None else (" ✓" if bar.value <= bar.aim else " ✗")
-    drawing.text(scale(max(bar.value, bar.high)) + 8, y + 12, f"{number_text(bar.value)}{met}", "small")
+    drawing.text(
+        scale(max(bar.value, bar.high, bar.aim or 0.0)) + 8, y + 12, f"{number_text(bar.value)}{met}", "small"
+    )
 
 
 def draw_curves(
@@ -134,11 +137,25 @@ def draw_curves(
     *,
     limit: Curve | None = None,
     log_x: bool = False,
+    log_y: bool = False,
     zero: bool = True,
     bytes_x: bool = False,
     width: float = 560,
 ) -> Drawing:
-    """Curves over one axis, with intervals where they have some. ``zero``: the vertical axis begins at 0."""
+    """Curves over one axis, with intervals where they have some.
+
+    Args:
+        title: above it.
+        curves: at least one point in all.
+        x_title: of the horizontal axis.
+        y_title: of the vertical axis.
+        limit: a dashed line below which nothing can be.
+        log_x: equal ratios are equally far apart on the horizontal axis.
+        log_y: the same of the vertical one.
+        zero: the vertical axis begins at 0.
+        bytes_x: the horizontal axis is of bytes.
+        width: of the drawing.
+    """
     points = [point for curve in [*curves, *([limit] if limit else [])] for point in curve.points]
     highs = [high for curve in curves for _, high in curve.intervals]
     xs, ys = [x for x, _ in points], [y for _, y in points] + highs
@@ -148,12 +165,15 @@ def draw_curves(
     else:
         margin = (high_x - low_x or 1.0) * 0.05
         low_x, high_x = low_x - margin, high_x + margin
-    low_y = 0.0 if zero else min(ys) - 0.08 * ((max(ys) - min(ys)) or max(ys) or 1.0)
-    high_y = max(ys) + 0.08 * ((max(ys) - low_y) or 1.0)
+    if log_y:
+        low_y, high_y = min(ys) / 1.2, max(ys) * 1.2
+    else:
+        low_y = 0.0 if zero else min(ys) - 0.08 * ((max(ys) - min(ys)) or max(ys) or 1.0)
+        high_y = max(ys) + 0.08 * ((max(ys) - low_y) or 1.0)
     plot = Plot(
         title,
         Axis(x_title, low_x, high_x, log_x, bytes_text if bytes_x else number_text),
-        Axis(y_title, low_y, high_y),
+        Axis(y_title, low_y, high_y, log_y),
         legend=[(curve.name, curve.look) for curve in curves],
         width=width,
     )
@@ -166,6 +186,30 @@ def draw_curves(
             plot.dot(x, y, curve.look, f"{curve.name}: {number_text(y)} at {shown}")
     if limit is not None and limit.points:
         plot.limit(limit.points, limit.name)
+    return plot.drawing
+
+
+def draw_arrivals(title: str, curves: Sequence[Curve], needed: float | None) -> Drawing:
+    """Bytes that have come over time, in seconds and bytes; what a curve has above ``needed`` is waste."""
+    megabytes = 1e6
+    end = max(x for curve in curves for x, _ in curve.points)
+    most = max([needed or 0.0, *(y for curve in curves for _, y in curve.points), 1.0]) / megabytes
+    first = min(curve.points[-1][0] for curve in curves)
+    log = first > 0 and end / first > 8
+    x = Axis("seconds since the command was started", first / 20 if log else 0.0, end * 1.05, log)
+    legend = [(curve.name, curve.look) for curve in curves]
+    plot = Plot(title, x, Axis("MB through the line", 0.0, most * 1.08), legend=legend)
+    for curve in curves:
+        points, so_far = [(x.low, 0.0)], 0.0
+        for at, size in curve.points:
+            points += [(max(at, x.low), so_far / megabytes), (max(at, x.low), size / megabytes)]
+            so_far = size
+        plot.line(
+            points, curve.look, tip=f"{curve.name}: {bytes_text(so_far)} by {number_text(points[-1][0])} s"
+        )
+        plot.dot(*points[-1], curve.look, f"{curve.name}: {bytes_text(so_far)}")
+    if needed:
+        plot.limit([(x.low, needed / megabytes), (x.high, needed / megabytes)], "needed")
     return plot.drawing
 
 
