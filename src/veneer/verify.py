@@ -130,8 +130,8 @@ async def verify_image(
     layers = await image.layer_indexes()
     packs = [] if cache_dir is None else await pack_checks(image, cache_dir)
     checks = [
-        _LayerCheck(index, source, image.policy.devices, packs)
-        for index, source in zip(layers, image.sources, strict=True)
+        _LayerCheck(index, source, blob, image.policy.devices, packs)
+        for index, source, blob in zip(layers, image.sources, image.blobs, strict=True)
     ]
     verdicts = await run_all([partial(check.run, report) for check in checks], at_once=LAYERS_AT_ONCE)
     problems: list[str] = []
@@ -157,6 +157,7 @@ class _LayerCheck:
 
     index: LayerIndex
     source: BlobSource
+    blob: BlobSource
     devices: str
     packs: Sequence[PackCheck] = ()
     dropped: Counter[str] = field(default_factory=Counter)
@@ -166,11 +167,20 @@ class _LayerCheck:
     async def run(self, report: Reporter) -> LayerVerdict:
         """Read the layer from its source and judge it."""
         device = self.index.device
-        reader = _SpanReader(self.index, self.source.name, self.devices, self.packs, self._problem)
+        reader = _SpanReader(
+            self.index,
+            self.source.name,
+            self.devices,
+            self.packs,
+            self._problem,
+            is_blob=self.source is self.blob,
+        )
         item, total = device.blob.digest.hex[:12], device.blob.size
         try:
             await self._read(reader, item, report)
             self.dropped = await trio.to_thread.run_sync(reader.finish)
+            if self.source is not self.blob:
+                await self._read_blob(device)
         except (
             IntegrityError,
             NotFound,
@@ -195,6 +205,14 @@ class _LayerCheck:
                     report(Progress("verify", item, done, self.source.size))
         await trio.to_thread.run_sync(reader.feed, b"".join(held))
 
+    async def _read_blob(self, device: Device) -> None:
+        """The spans say nothing of the blob as it is stored: it is read for itself."""
+        hasher = device.blob.digest.hasher()
+        async with self.blob.stream() as chunks:
+            async for chunk in chunks:
+                await trio.to_thread.run_sync(hasher.update, chunk)
+        device.blob.digest.check_hash(hasher, self.blob.name)
+
     def _problem(self, message: str) -> None:
         self._count += 1
         if len(self._problems) < MAX_PROBLEMS:
@@ -211,11 +229,14 @@ class _SpanReader:
         devices: str,
         packs: Sequence[PackCheck],
         problem: Callable[[str], None],
+        *,
+        is_blob: bool,
     ) -> None:
         self._index = index
         self._name = name
         self._packs = packs
         self._problem = problem
+        self._is_blob = is_blob
         self._blob_hasher = index.device.blob.digest.hasher()
         self._tar_hasher = index.device.diff_id.hasher()
         self._parser = TarParser()
@@ -246,6 +267,16 @@ class _SpanReader:
     def finish(self) -> Counter[str]:
         """Judge the layer as a whole; what its tree leaves out."""
         device = self._index.device
+        if self._is_blob:
+            self._check_blob(device)
+        if self._span is not None:
+            self._tar_is_whole = False
+            self._problem(f"{self._name}: ends before span {self._span.number} of {len(device.spans)}")
+        if self._tar_is_whole:
+            self._check_tar()
+        return self._builder.dropped
+
+    def _check_blob(self, device: Device) -> None:
         size = self._base + len(self._buffer)
         if size != device.blob.size:
             self._problem(f"{self._name}: expected {device.blob.size} bytes, got {size}")
@@ -253,12 +284,6 @@ class _SpanReader:
             device.blob.digest.check_hash(self._blob_hasher, self._name)
         except IntegrityError as error:
             self._problem(error.message)
-        if self._span is not None:
-            self._tar_is_whole = False
-            self._problem(f"{self._name}: ends before span {self._span.number} of {len(device.spans)}")
-        if self._tar_is_whole:
-            self._check_tar()
-        return self._builder.dropped
 
     def _check(self, span: Span, stored: bytes) -> None:
         self.checked += 1

@@ -28,6 +28,7 @@ from veneer.testing.actions import Action, FlipBit, Hold, IgnoreRange, Reset, Tr
 from veneer.testing.images import write_image
 from veneer.testing.registry import ScriptedRegistry
 from veneer.testing.tars import TarItem, tar
+from veneer.verify import verify_image
 
 pytestmark = pytest.mark.network
 
@@ -370,6 +371,19 @@ async def test_looking_at_an_image_downloads_no_layer(
     assert after.index_origin == "local"
     assert after.files["files"] > 5
     assert after.size == sum(layer.size or 0 for layer in after.layers)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+async def test_it_can_be_verified_like_any_other_image(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, compression: str
+) -> None:
+    async with opened(f"{registry.host}/source:{compression}", settings) as (image, _):
+        verdict = await verify_image(image)
+        assert verdict.ok, verdict.to_json()
+        digest = layers.manifest(compression)["layers"][2]["digest"]
+        registry.faults.add(FlipBit(2_000_000), path=digest, count=None)
+        verdict = await verify_image(image)
+        assert [layer.problem_count > 0 for layer in verdict.layers] == [False, False, True]
 
 
 async def test_a_layer_that_is_missing_says_so(

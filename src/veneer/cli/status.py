@@ -40,6 +40,8 @@ def _describe(found: "MountStatus") -> str:
         f"{where} for {report.uptime_s:.0f} s ({how})",
         f"  backend {report.backend}: {report.backend_reason}",
     ]
+    if (origin := _ORIGINS.get(report.index_origin)) is not None:
+        lines.append(f"  {origin}")
     store, kernel = report.store, report.kernel
     if report.backend == "erofs-fanotify":
         lines.append(f"  {report.complete} of {len(report.layers)} layers complete, which need no daemon")
@@ -61,6 +63,13 @@ def _describe(found: "MountStatus") -> str:
         for layer in report.layers
     ]
     return "\n".join([*lines, table(rows)]) if rows else "\n".join(lines)
+
+
+#: How an image without a published index was loaded.
+_ORIGINS = {
+    "streamed": "no index: its layers were downloaded whole for this mount, where they were not here already",
+    "local": "no index but the one that was made here when its layers were downloaded",
+}
 
 
 def _describe_pack(pack: "PackReport") -> str:

@@ -76,8 +76,9 @@ class Image:
         devices: of the layers, lowest first.
         policy: what the trees keep of the layers' metadata.
         identity: digest of all that the index says.
-        sources: where the devices' stored bytes are read, one for each device.
-        artifact: the index as one blob, where it is one.
+        blobs: of the layers.
+        sources: where the devices' stored bytes are read, one for each device: mostly the layers' blobs.
+        self.artifact: bytes | None = opened.artifact
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class Image:
         self.devices: tuple[Device, ...] = opened.devices
         self.policy: MetadataPolicy = opened.policy
         self.identity: Digest = opened.identity
-        self.sources: tuple[BlobSource, ...] = opened.sources or tuple(map(repository.blob, manifest.layers))
+        self.blobs: tuple[BlobSource, ...] = tuple(map(repository.blob, manifest.layers))
+        self.sources: tuple[BlobSource, ...] = opened.sources or self.blobs
         self.artifact: bytes | None = opened.artifact
         self._decode: Callable[[], tuple[LayerIndex, ...]] = opened.layers
         self._index: ImageIndex | None = None

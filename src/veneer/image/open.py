@@ -285,7 +285,8 @@ async def _find_index(
     looked_for = "; ".join(layer_format.looked_for for layer_format in formats)
     raise UnsupportedFormat(
         f"{resolved.name} has no index (looked for {looked_for})",
-        hint=f"make a lazily loadable copy: veneer convert {resolved.reference} DESTINATION",
+        hint=f"make a lazily loadable copy: veneer convert {resolved.reference} DESTINATION; "
+        "or mount it as it is, which downloads all of its layers once",
     )
 
 
