@@ -6,7 +6,7 @@ Library code takes a :data:`Reporter` and calls it; it never prints and never as
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Event", "Notice", "Progress", "Reporter", "silent"]
+__all__ = ["Event", "Notice", "Progress", "Reporter", "event_from_json", "event_to_json", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,37 @@ class Notice:
 
 Event = Progress | Notice
 Reporter = Callable[[Event], None]
+
+
+def event_to_json(event: Event) -> dict[str, object]:
+    """The event as processes tell each other, and as ``--json`` shows it."""
+    if isinstance(event, Notice):
+        return {"type": "notice", "message": event.message}
+    return {
+        "type": "progress",
+        "task": event.task,
+        "item": event.item,
+        "done": event.done,
+        "total": event.total,
+        "unit": event.unit,
+    }
+
+
+def event_from_json(message: dict[str, object]) -> Event | None:
+    """The event in a message, if it is one."""
+    match message:
+        case {"type": "notice", "message": str(text)}:
+            return Notice(text)
+        case {
+            "type": "progress",
+            "task": str(task),
+            "item": str(item),
+            "done": int(done),
+            "total": int() | None as total,
+            "unit": str(unit),
+        }:
+            return Progress(task, item, done, total, unit)
+    return None
 
 
 def silent(_event: Event) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,3 +248,37 @@ def test_a_mount_outlives_its_worker_without_the_registry(
     assert daemon_status(settings)["mounts"] == 1
     assert report(settings, workplace / "mnt").complete == 2
     umount(workplace / "mnt", settings)
+
+
+@pytest.mark.parametrize("command", ["mount", "run"])
+def test_what_is_downloaded_is_said_before_it_has_come(
+    workplace: Path, settings: Settings, repositories: Path, command: str
+) -> None:
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            await in_thread(start_daemon, settings.run_dir, idle_exit_s=60)
+            held = Hold()
+            registry.faults.add(held, path=Layout(repositories / "app").manifest("gzip")["layers"][1]["digest"])
+            words = [command, f"{registry.host}/app:gzip"]
+            if command == "mount":
+                words.append(f"{workplace}/mnt")
+            # The console script, since `run` goes a short way.
+            script = Path(sys.executable).with_name("veneer")
+            process = await trio.lowlevel.open_process(
+                [script, *words], env=environment(settings), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+            )
+            assert process.stderr is not None
+            said = b""
+            with trio.fail_after(30):
+                await held.arrived.wait()
+                while b"\n" not in said:
+                    said += await process.stderr.receive_some()
+            size = sum(layer["size"] for layer in Layout(repositories / "app").manifest("gzip")["layers"])
+            assert b"has no index: 2 of its 2 layers are downloaded whole" in said
+            assert f"{size / (1 << 20):.1f} MiB".encode() in said
+            held.release.set()
+            assert await process.wait() == 0
+        if command == "mount":
+            await in_thread(umount, workplace / "mnt", settings)
+
+    trio.run(main)

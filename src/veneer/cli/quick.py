@@ -27,6 +27,8 @@ __all__ = ["main"]
 #: As in :mod:`veneer.daemon.ask`.
 _SOCKET = "daemon.sock"
 _CHUNK = 64 << 10
+#: What may come before an answer (:mod:`veneer.events`).
+_EVENTS = ("notice", "progress")
 #: Exit status after Ctrl-C.
 _INTERRUPTED = 130
 #: What settings are made of, and where programs are found.
@@ -58,8 +60,6 @@ def _run(words: list[str]) -> int | None:
         return None
     if answer["type"] == "error":
         return _fail(answer)
-    for message in answer["notices"]:
-        os.write(2, f"note: {message}\n".encode(errors="replace"))
     run = ContainerRun(answer["runtime"], interactive=answer["interactive"], terminal=False, watch_output=False)
     code = run.run(answer["id"], answer["bundle"]).exit_code
     # Nothing is mounted any more when this process has ended; the rest of the cleaning up it need not wait for.
@@ -68,23 +68,39 @@ def _run(words: list[str]) -> int | None:
 
 
 def _ask(request: bytes) -> "dict[str, Any] | None":
-    """The daemon's answer; None when there is no daemon, or it has just gone."""
+    """The daemon's answer; None when there is no daemon, or it has just gone. Notices before it are shown."""
     connection = socket(AF_UNIX, SOCK_STREAM)
     try:
         connection.connect(os.path.join(os.environ.get("VENEER_RUN_DIR") or "/run/veneer", _SOCKET))
         connection.sendall(request)
         data = bytearray()
-        while not data.endswith(b"\n"):
-            chunk = connection.recv(_CHUNK)
-            if not chunk:
-                return None
-            data += chunk
+        while True:
+            while (end := data.find(b"\n")) < 0:
+                chunk = connection.recv(_CHUNK)
+                if not chunk:
+                    return None
+                data += chunk
+            answer: dict[str, Any]
+            answer = make_scanner(_Scanning())(data[:end].decode(), 0)[0]  # type: ignore[arg-type]
+            if answer["type"] not in _EVENTS:
+                return answer
+            del data[: end + 1]
+            _show(answer)
     except OSError:
         return None
     finally:
         connection.close()
-    answer: dict[str, Any] = make_scanner(_Scanning())(data.decode(), 0)[0]  # type: ignore[arg-type]
-    return answer
+
+
+def _show(event: "dict[str, Any]") -> None:
+    """An event before the answer; of progress, what a terminal can show in one line."""
+    if event["type"] == "notice":
+        os.write(2, f"note: {event['message']}\n".encode(errors="replace"))
+    elif event["total"] and os.isatty(2):
+        end = "\r\x1b[K" if event["done"] == event["total"] else "\r"
+        os.write(
+            2, f"\r{event['task']} {event['item']}: {event['done'] * 100 // event['total']} %{end}".encode()
+        )
 
 
 def _run_request(words: list[str]) -> bytes:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from veneer.errors import RateLimited, RegistryError, VeneerError
-from veneer.events import Event, Notice, Progress, Reporter, silent
+from veneer.events import Event, Notice, Progress, Reporter, event_to_json, silent
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -108,19 +108,7 @@ class Output:
             yield self._plain_event
 
     def _json_event(self, event: Event) -> None:
-        if isinstance(event, Notice):
-            self._line({"type": "notice", "message": event.message})
-        else:
-            self._line(
-                {
-                    "type": "progress",
-                    "task": event.task,
-                    "item": event.item,
-                    "done": event.done,
-                    "total": event.total,
-                    "unit": event.unit,
-                }
-            )
+        self._line(event_to_json(event))
 
     def _notices_only(self, event: Event) -> None:
         if isinstance(event, Notice):

@@ -1,4 +1,4 @@
-"""Asking the process behind a control socket: one request, one answer, as JSON lines.
+"""Asking the process behind a control socket: one request, one answer, as JSON lines; maybe events before it.
 
 Without an event loop, which would take longer to import than most answers take to come. Paths of sockets are
 limited to 107 bytes and run directories are not, so both ends go through a file descriptor of the directory.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from veneer.daemon.failure import error_from_json
 from veneer.errors import MountError
+from veneer.events import Reporter, event_from_json, silent
 
 __all__ = ["DAEMON_SOCKET", "MOUNT_SOCKET", "Refused", "Request", "ask", "short_path"]
 
@@ -43,6 +44,7 @@ class Request:
 
     def __init__(self, directory: Path, name: str, op: str, **arguments: object) -> None:
         self._what = f"{directory / name}"
+        self._data = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             try:
@@ -58,11 +60,18 @@ class Request:
             self._socket.close()
             raise
 
-    def answer(self, timeout_s: float | None = None) -> dict[str, object]:
-        """Wait for the answer. Raises the error that it is, MountError without one, or TimeoutError."""
+    def answer(self, timeout_s: float | None = None, report: Reporter = silent) -> dict[str, object]:
+        """Wait for the answer. Raises the error that it is, MountError without one, or TimeoutError.
+
+        Events that come before it are reported.
+        """
         self._socket.settimeout(timeout_s)
         try:
-            line = self._line()
+            while (line := self._line()) is not None:
+                answer: dict[str, object] = json.loads(line)
+                if (event := event_from_json(answer)) is None:
+                    break
+                report(event)
         except TimeoutError:
             raise
         except OSError as error:
@@ -71,26 +80,33 @@ class Request:
             self._socket.close()
         if line is None:
             raise MountError(f"{self._what} closed the connection without an answer", hint="see its log")
-        answer: dict[str, object] = json.loads(line)
         if answer.get("type") == "error":
             raise error_from_json(answer)
         return answer
 
     def _line(self) -> bytes | None:
-        data = bytearray()
-        while not data.endswith(b"\n"):
+        data = self._data
+        while (end := data.find(b"\n")) < 0:
             chunk = self._socket.recv(_CHUNK)
             data += chunk
             if not chunk or len(data) > MAX_ANSWER:
                 return None
-        return bytes(data)
+        line = bytes(data[:end])
+        del data[: end + 1]
+        return line
 
 
 def ask(
-    directory: Path, name: str, op: str, *, timeout_s: float | None = None, **arguments: object
+    directory: Path,
+    name: str,
+    op: str,
+    *,
+    timeout_s: float | None = None,
+    report: Reporter = silent,
+    **arguments: object,
 ) -> dict[str, object]:
     """Send a request and wait for its answer. Raises what :class:`Request` and its answer do."""
-    return Request(directory, name, op, **arguments).answer(timeout_s)
+    return Request(directory, name, op, **arguments).answer(timeout_s, report)
 
 
 @contextlib.contextmanager

@@ -85,10 +85,8 @@ def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInf
     restore(settings.run_dir)
     clean_stale(settings.run_dir)
     if settings.backend in RESIDENT:
-        answer = _ask_daemon(request)
+        answer = _ask_daemon(request, report)
         if answer["type"] == "ready":
-            for message in _strings(answer["notices"]):
-                report(Notice(message))
             return MountInfo(**answer["info"])
         if request.record:
             raise MountError(
@@ -171,14 +169,14 @@ def run_image(
     )
 
 
-def _ask_daemon(request: MountRequest) -> dict[str, Any]:
+def _ask_daemon(request: MountRequest, report: Reporter) -> dict[str, Any]:
     """Ask the daemon for a mount; a daemon that is missing, or just ends for want of work, is started."""
     run_dir, document = request.settings.run_dir, request.to_json()
     try:
-        return ask(run_dir, DAEMON_SOCKET, "mount", request=document)
+        return ask(run_dir, DAEMON_SOCKET, "mount", report=report, request=document)
     except Refused:
         start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S)
-    return ask(run_dir, DAEMON_SOCKET, "mount", request=document)
+    return ask(run_dir, DAEMON_SOCKET, "mount", report=report, request=document)
 
 
 def _timing(info: MountInfo, outcome: Outcome, asked: float, mounted: float, run_dir: Path) -> "TimingRecord":
@@ -207,7 +205,3 @@ def _end(info: MountInfo, run_dir: Path) -> MountReport | None:
                 # Busy: something that left the container uses it still.
                 return stop(record, run_dir, lazy=True)
     return None
-
-
-def _strings(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, list) else []

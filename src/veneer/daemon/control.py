@@ -1,24 +1,31 @@
 """The serving end of a control socket: JSON lines over a unix socket that only its owner may open.
 
-A request is ``{"op": NAME, ...}``; the answer is its result, or ``{"type": "error", ...}``.
+A request is ``{"op": NAME, ...}``; the answer is its result, or ``{"type": "error", ...}``. Operations that
+take long may send events (:func:`veneer.events.event_to_json`) before it, a line each.
 """
 
 import contextlib
 import json
+import math
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import trio
 
 from veneer.daemon.ask import short_path
 from veneer.daemon.failure import error_to_json
+from veneer.daemon.telling import Tell
 from veneer.errors import UsageError, VeneerError
 
-__all__ = ["Operation", "listen_in", "serve_control"]
+__all__ = ["ClientOperation", "Operation", "listen_in", "serve_control"]
 
 #: What does one operation: the request's members to the answer's.
 Operation = Callable[[dict[str, object]], Awaitable[dict[str, object]]]
+
+#: The same for operations that tell how they get on.
+ClientOperation = Callable[[dict[str, object], Tell], Awaitable[dict[str, object]]]
 
 #: Requests are a few words, and the environment of a container.
 MAX_REQUEST = 1 << 20
@@ -42,14 +49,14 @@ async def serve_control(
     listener: trio.SocketListener,
     operations: Mapping[str, Operation],
     *,
-    for_client: Collection[str] = (),
+    for_client: Mapping[str, ClientOperation] = MappingProxyType({}),
 ) -> None:
     """Answer requests until cancelled. What was asked for by then is done and answered nevertheless.
 
     Args:
         listener: a control socket; it is closed at the end, its name stays.
         operations: what can be asked for.
-        for_client: names of the operations that are given up when the client leaves before their end.
+        for_client: those that are given up when the client leaves before their end.
     """
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -61,7 +68,7 @@ async def serve_control(
 
 
 async def _answer(
-    stream: trio.SocketStream, operations: Mapping[str, Operation], for_client: Collection[str]
+    stream: trio.SocketStream, operations: Mapping[str, Operation], for_client: Mapping[str, ClientOperation]
 ) -> None:
     line = None
     with trio.move_on_after(REQUEST_TIMEOUT_S):
@@ -72,12 +79,14 @@ async def _answer(
         try:
             request = json.loads(line)
             name = request["op"]
-            operation = operations[name]
+            long = for_client.get(name)
+            operation = operations[name] if long is None else None
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"unknown request, expected one of {', '.join(operations)}") from error
-        if name in for_client:
-            answer = await _while_connected(stream, operation, request)
-        else:
+            names = ", ".join((*operations, *for_client))
+            raise UsageError(f"unknown request, expected one of {names}") from error
+        if long is not None:
+            answer = await _while_connected(stream, long, request)
+        elif operation is not None:
             # An operation may end what is served here, and this server with it.
             with trio.CancelScope(shield=True):
                 answer = await operation(request)
@@ -88,10 +97,17 @@ async def _answer(
 
 
 async def _while_connected(
-    stream: trio.SocketStream, operation: Operation, request: dict[str, object]
+    stream: trio.SocketStream, operation: ClientOperation, request: dict[str, object]
 ) -> dict[str, object]:
     answer: dict[str, object] | None = None
     failure: VeneerError | None = None
+    # Without a bound: whoever tells does so a few times a second, and must not wait.
+    tells, told = trio.open_memory_channel[dict[str, object]](math.inf)
+
+    async def pass_on() -> None:
+        with contextlib.suppress(trio.BrokenResourceError):  # the watcher notices, too
+            async for message in told:
+                await stream.send_all(json.dumps(message).encode() + b"\n")
 
     async def watch(scope: trio.CancelScope) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
@@ -101,10 +117,14 @@ async def _while_connected(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, nursery.cancel_scope)
-        try:
-            answer = await operation(request)
-        except VeneerError as error:
-            failure = error
+        async with trio.open_nursery() as telling, tells:
+            telling.start_soon(pass_on)
+            try:
+                answer = await operation(request, tells.send_nowait)
+            except VeneerError as error:
+                failure = error
+            # What was told before goes before the answer.
+            telling.cancel_scope.deadline = trio.current_time() + ANSWER_TIMEOUT_S
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -20,6 +20,7 @@ import trio
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.daemon.service import serve_mount
+from veneer.daemon.telling import Telling
 from veneer.errors import VeneerError
 from veneer.events import Event, Notice
 from veneer.source.tasks import open_nursery
@@ -37,6 +38,7 @@ class _Parent:
     def __init__(self) -> None:
         self._open = True
         self._lifeline = os.dup(0)
+        self._telling = Telling(self._send)
 
     async def watch(self, scope: trio.CancelScope) -> None:
         """Give up when the parent closes its end before the mount is ready: nobody would know of it."""
@@ -47,11 +49,11 @@ class _Parent:
             self._let_go()
             scope.cancel()
 
-    def notice(self, event: Event) -> None:
-        """Pass a notice on."""
+    def report(self, event: Event) -> None:
+        """Pass an event on."""
         if isinstance(event, Notice):
             log.info("notice message=%r", event.message)
-            self._send({"type": "notice", "message": event.message})
+        self._telling(event)
 
     def ready(self, info: MountInfo) -> None:
         """Say that the mount is up, and let go."""
@@ -101,7 +103,7 @@ def main() -> int:
     async def serve() -> None:
         async with open_nursery() as nursery:
             nursery.start_soon(parent.watch, nursery.cancel_scope)
-            await serve_mount(request, parent.ready, claimed=_log_to, report=parent.notice)
+            await serve_mount(request, parent.ready, claimed=_log_to, report=parent.report)
             nursery.cancel_scope.cancel()
 
     try:

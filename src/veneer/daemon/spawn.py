@@ -10,7 +10,7 @@ from typing import IO
 from veneer.daemon.failure import error_from_json
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
-from veneer.events import Notice, Reporter, silent
+from veneer.events import Reporter, event_from_json, silent
 
 __all__ = ["start_mount"]
 
@@ -56,10 +56,10 @@ def start_mount(request: MountRequest, *, report: Reporter = silent) -> MountInf
 
 
 def _answer(pipe: IO[bytes], report: Reporter) -> dict[str, object] | None:
-    """The first message that is not a notice; None when the pipe ends without one."""
+    """The first message that is no event; None when the pipe ends without one."""
     for line in pipe:
         message: dict[str, object] = json.loads(line)
-        if message["type"] != "notice":
+        if (event := event_from_json(message)) is None:
             return message
-        report(Notice(str(message["message"])))
+        report(event)
     return None

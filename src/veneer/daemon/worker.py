@@ -34,8 +34,8 @@ from veneer.daemon.mounts import status_json
 from veneer.daemon.one import Service
 from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, RunRequest
 from veneer.daemon.residents import Residents
+from veneer.daemon.telling import Tell, Telling
 from veneer.errors import MountError, UsageError, VeneerError
-from veneer.events import Event, Notice
 from veneer.mount.backends import choose_for_daemon
 from veneer.mount.base import Choice
 from veneer.mount.fanotify import raise_descriptor_limit
@@ -164,12 +164,10 @@ class Worker:
         devices.restored()
 
     async def _serve(self, listener: trio.SocketListener) -> None:
-        await serve_control(listener, self._operations(), for_client=("mount", "run"))
+        await serve_control(listener, self._operations(), for_client={"mount": self._mount, "run": self._run})
 
     def _operations(self) -> Mapping[str, Operation]:
         return {
-            "mount": self._mount,
-            "run": self._run,
             "recorded": self._recorded,
             "timing": self._timing,
             "ended": self._ended,
@@ -182,13 +180,13 @@ class Worker:
         await self._settle()
         return {"type": "pong", "worker": os.getpid(), "version": __version__}
 
-    async def _mount(self, request: dict[str, object]) -> dict[str, object]:
-        info, notices = await self._make(MountRequest.from_json(_object(request, "request")))
+    async def _mount(self, request: dict[str, object], tell: Tell) -> dict[str, object]:
+        info = await self._make(MountRequest.from_json(_object(request, "request")), tell)
         if isinstance(info, MountInfo):
-            return {"type": "ready", "info": info.to_json(), "notices": notices}
+            return {"type": "ready", "info": info.to_json()}
         return {"type": "elsewhere", "backend": info.backend, "reason": info.reason}
 
-    async def _run(self, request: dict[str, object]) -> dict[str, object]:
+    async def _run(self, request: dict[str, object], tell: Tell) -> dict[str, object]:
         """A container's root for who has sent a command line and is about to become its runtime."""
         words, environ, pid = request.get("words"), _object(request, "environ"), request.get("pid")
         if not isinstance(words, list) or not isinstance(pid, int):
@@ -200,7 +198,7 @@ class Worker:
         if settings.backend not in RESIDENT or settings.run_dir != self._arguments.run_dir:
             return {"type": "elsewhere"}
         runtime = find_runtime(wanted.runtime, str(environ.get("PATH", "")) or None)
-        info, notices = await self._make(wanted.mount(settings, runtime, process_of(pid)))
+        info = await self._make(wanted.mount(settings, runtime, process_of(pid)), tell)
         if not isinstance(info, MountInfo):
             return {"type": "elsewhere"}
         return {
@@ -209,27 +207,20 @@ class Worker:
             "id": info.id,
             "bundle": info.bundle,
             "interactive": wanted.options.interactive,
-            "notices": notices,
         }
 
-    async def _make(self, wanted: MountRequest) -> tuple[MountInfo | Choice, list[str]]:
-        """A mount and what is to be said about it; or how else to make it."""
+    async def _make(self, wanted: MountRequest, tell: Tell) -> MountInfo | Choice:
+        """A mount, or how else to make it. What is to be said meanwhile is told."""
         if self._stopping:
             raise MountError("the daemon is being stopped", hint="try again in a moment")
         if self._residents is None:
-            return Choice("auto", "the daemon has no fanotify group; see its log"), []
+            return Choice("auto", "the daemon has no fanotify group; see its log")
         cache_dir = wanted.settings.cache_dir
         await trio.to_thread.run_sync(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
         choice = await trio.to_thread.run_sync(choose_for_daemon, wanted.settings.backend, cache_dir)
         if choice.backend != "erofs-fanotify":
-            return choice, []
-        notices: list[str] = []
-
-        def report(event: Event) -> None:
-            if isinstance(event, Notice):
-                notices.append(event.message)
-
-        return await self._residents.mount(wanted, choice, report), notices
+            return choice
+        return await self._residents.mount(wanted, choice, Telling(tell))
 
     def _mounted(self, request: dict[str, object]) -> tuple[Residents, Service]:
         residents = self._residents
