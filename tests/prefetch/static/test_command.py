@@ -1,5 +1,7 @@
 """Which files a command line leads to."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.prefetch.static.images import file, image, link, profile_of, program
@@ -46,6 +48,10 @@ def found(
             ["usr/bin/dash", "opt/app/start", "usr/bin/env", "usr/bin/python3.11"],
         ),
         (("sh", "-c", "'unfinished"), ["usr/bin/dash"]),
+        (
+            ("sh", "-c", "tini -V >/dev/null && exec python3 -V"),
+            ["usr/bin/dash", "usr/bin/tini", "usr/bin/python3.11"],
+        ),
         (("missing",), []),
         (("/opt/app",), []),
         ((), []),
@@ -98,3 +104,27 @@ def test_the_profile_has_what_the_command_leads_to() -> None:
     assert list(files) == ["opt/app/start"], "the programs of this image are no whole ELF files"
     assert profile.static
     assert profile.command == ("start",)
+
+
+def test_files_that_arguments_name_and_those_of_a_language_are_read() -> None:
+    real = Path("/bin/busybox").read_bytes()
+    home = "usr/lib/jvm/java-17"
+    layer = [
+        program("usr/sbin/server", real),
+        program(f"{home}/bin/java", real),
+        link("usr/bin/java", f"/{home}/bin/java"),
+        program("usr/bin/node", real),
+        file("app/config", b"x"),
+        file("app/other", b"x"),
+        file("app/large", bytes(2 << 20)),
+        file(f"{home}/lib/server/classes.jsa", b"x" * 5_000_000),
+        file(f"{home}/lib/modules", b"x" * 100),
+        file("usr/share/nodejs/undici/undici-fetch.js", b"x"),
+    ]
+    env = ["PATH=/usr/bin:/usr/sbin"]
+    _, files = profile_of([layer], "server", "-c", "/app/config", "--data=/app/large", "app/other", env=env)
+    assert set(files) == {"usr/sbin/server", "app/config"}
+    _, files = profile_of([layer], "java", "-version", env=env)
+    assert files == {f"{home}/bin/java": files[f"{home}/bin/java"], f"{home}/lib/server/classes.jsa": 5_000_000}
+    _, files = profile_of([layer], "node", env=env)
+    assert set(files) == {"usr/bin/node", "usr/share/nodejs/undici/undici-fetch.js"}

@@ -7,6 +7,7 @@ like. A shell's script is not followed, but for the one line with which entry po
 
 import re
 import shlex
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -38,6 +39,7 @@ _WRAPPERS: Final[Mapping[bytes, frozenset[bytes]]] = {
 }
 #: The same, whose first word says as whom to run it.
 _AS_USER: Final = frozenset({b"gosu", b"su-exec", b"setpriv", b"chroot"})
+_ENDS: Final = re.compile(rb"[;&|\n]+")
 _ASSIGNMENT: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=")
 _HANDS_OVER: Final = re.compile(rb"""^[ \t]*exec[ \t]+(?:[^\n#]*[ \t])?["']?\$(?:@|\{@\})""", re.MULTILINE)
 
@@ -75,13 +77,14 @@ def programs(
         directory: where it is run.
     """
     found: list[Program] = []
-    pending = tuple(words)
+    pending = deque([tuple(words)])
     while pending and len(found) < _MOST:
-        program = _find(files, pending, environment, directory)
-        if program is None:
-            break
-        found.append(program)
-        pending = _next(files, program, directory)
+        command = pending.popleft()
+        program = _find(files, command, environment, directory) if command else None
+        if program is not None:
+            found.append(program)
+            # What it runs comes before what is run after it.
+            pending.extendleft(reversed(_next(files, program, directory)))
     return found
 
 
@@ -109,19 +112,19 @@ def _is_script(files: ImageFiles, file: File) -> bool:
     return head.startswith(b"#!") or not is_elf(head)
 
 
-def _next(files: ImageFiles, program: Program, directory: bytes) -> tuple[bytes, ...]:
-    """What is executed after a program, () when nobody can tell."""
+def _next(files: ImageFiles, program: Program, directory: bytes) -> list[tuple[bytes, ...]]:
+    """The commands that a program runs, as far as one can tell."""
     words = program.words
     if program.script:
-        return _interpreter(files, program)
+        return [_interpreter(files, program)]
     name = program.path.rpartition(b"/")[2]
     if name in _WRAPPERS:
-        return _wrapped(words[1:], _WRAPPERS[name])
+        return [_wrapped(words[1:], _WRAPPERS[name])]
     if name in _AS_USER:
-        return _wrapped(words[1:], frozenset())[1:]
+        return [_wrapped(words[1:], frozenset())[1:]]
     if name in _SHELLS or program.name in _SHELLS:
         return _shell(files, words[1:], directory)
-    return ()
+    return []
 
 
 def _interpreter(files: ImageFiles, program: Program) -> tuple[bytes, ...]:
@@ -163,33 +166,37 @@ def _wrapped(words: Sequence[bytes], valued: frozenset[bytes]) -> tuple[bytes, .
     return ()
 
 
-def _shell(files: ImageFiles, words: Sequence[bytes], directory: bytes) -> tuple[bytes, ...]:
+def _shell(files: ImageFiles, words: Sequence[bytes], directory: bytes) -> list[tuple[bytes, ...]]:
     at = 0
     while at < len(words) and words[at].startswith(b"-") and words[at] not in (b"-", b"--"):
         if not words[at].startswith(b"--") and b"c" in words[at]:
-            return _line(words[at + 1]) if at + 1 < len(words) else ()
+            return _line(words[at + 1]) if at + 1 < len(words) else []
         at += 1
     if at < len(words) and words[at] in (b"-", b"--"):
         at += 1
     if at + 1 >= len(words):
-        return ()
+        return []
     file = files.file(words[at] if words[at].startswith(b"/") else directory + b"/" + words[at])
     if file is None or file.size > _MOST_SCRIPT:
-        return ()
+        return []
     try:
         text = files.read(file)
     except Malformed:
-        return ()
-    return tuple(words[at + 1 :]) if _HANDS_OVER.search(text) else ()
+        return []
+    return [tuple(words[at + 1 :])] if _HANDS_OVER.search(text) else []
 
 
-def _line(text: bytes) -> tuple[bytes, ...]:
-    """The first command of a shell's -c, as far as it is no more than words."""
-    first = re.split(rb"[;&|<>\n]", text, maxsplit=1)[0].decode("utf-8", "surrogateescape")
-    try:
-        words = [word.encode("utf-8", "surrogateescape") for word in shlex.split(first)]
-    except ValueError:
-        return ()
-    while words and (_ASSIGNMENT.match(words[0]) or words[0] == b"exec"):
-        del words[0]
-    return tuple(words)
+def _line(text: bytes) -> list[tuple[bytes, ...]]:
+    """The commands of a shell's -c, as far as they are no more than words."""
+    found: list[tuple[bytes, ...]] = []
+    for part in _ENDS.split(text)[:_MOST]:
+        # What follows a redirection is a name.
+        plain = part.partition(b">")[0].partition(b"<")[0].decode("utf-8", "surrogateescape")
+        try:
+            words = [word.encode("utf-8", "surrogateescape") for word in shlex.split(plain)]
+        except ValueError:
+            continue
+        while words and (_ASSIGNMENT.match(words[0]) or words[0] == b"exec"):
+            del words[0]
+        found.append(tuple(words))
+    return found

@@ -29,7 +29,8 @@ __all__ = ["MAX_STATIC_SIZE", "Command", "static_profile"]
 #: Plain bytes of a static profile. What is named first matters most: the end is cut off.
 MAX_STATIC_SIZE: Final = 64 << 20
 #: A file that is read as a whole, at most.
-_MOST_OF_A_FILE: Final = 4 << 20
+_MOST_OF_A_FILE: Final = 16 << 20
+_MOST_OF_AN_ARGUMENT: Final = 1 << 20
 #: A program with less code is a door to a library that has the rest: python of libpython, java of libjvm.
 _DOOR: Final = 64 << 10
 #: What every program needs: not behind a door.
@@ -127,6 +128,8 @@ class _Start:
                 yield from self._whole(program.file)
             else:
                 yield from self._program(program)
+                for word in program.words[1:]:
+                    yield from self._named(word)
 
     def _program(self, program: Program) -> Iterator[tuple[File, int, int]]:
         loaded = self._linker.load(program.file)
@@ -154,7 +157,9 @@ class _Start:
         for number, one in enumerate(loaded):
             symbols = self._symbols(one)
             called = needed.intersection(symbols.had)
-            runs = one in main or one.elf.soname.startswith(_BUSY) or len(called) >= _MANY_CALLED
+            # One that has memory for all others is busy, too.
+            runs = one in main or one.elf.soname.startswith(_BUSY) or b"malloc" in called
+            runs |= len(called) >= _MANY_CALLED
             if (one.file.node, runs) not in self._seen:
                 self._seen.add((one.file.node, runs))
                 chosen = [symbols.had[name] for name in symbols.chosen & called]
@@ -178,6 +183,13 @@ class _Start:
                 symbols = Symbols()
             self._known[one.file.node] = symbols
         return symbols
+
+    def _named(self, word: bytes) -> Iterator[tuple[File, int, int]]:
+        """A file that an argument names: a script, or what a server is configured by."""
+        path = word.rpartition(b"=")[2]
+        file = self._files.file(path) if path.startswith(b"/") else None
+        if file is not None and file.size <= _MOST_OF_AN_ARGUMENT:
+            yield from self._whole(file)
 
     def _whole(self, file: File | None) -> Iterator[tuple[File, int, int]]:
         if file is not None and file.size:

@@ -19,13 +19,12 @@ __all__ = ["touched"]
 _PAGE: Final = 4096
 #: Files up to this size are taken whole: a gap in them would save less than reading it costs.
 _SMALL: Final = 64 << 10
-#: The largest code, and the largest constants, of a program that are taken whole: CPython has 2.8 and 2.1 MB.
-_WHOLE: Final = 4 << 20
-#: Of what is larger, the beginning, where linkers put what runs at the start.
-_BEGINNING: Final = 1 << 20
+#: Code, or constants, of a program, from the beginning: of CPython all 2.8 and 2.1 MB, of Node a third.
+_WHOLE: Final = 8 << 20
 #: Relocations and the like, in all.
 _MOST_LINKED: Final = 16 << 20
 _MOST_WRITTEN: Final = 8 << 20
+_MOST_LINKAGE: Final = 1 << 20
 _MOST_FUNCTIONS: Final = 4096
 _MOST_RELOCATIONS: Final = 1 << 20
 #: EM_ number -> the relocation whose addend is a function that the linker calls.
@@ -87,7 +86,7 @@ def _parts(elf: Elf, read: Read, *, runs: bool, called: Iterable[int]) -> Iterat
         elif one.flags & PF_X and not runs:
             # The first page has what runs at the beginning and the end; the linkage table follows.
             linkage = elf.dynamic.get(DT.PLTRELSZ, 0) // 24 * 16
-            yield one.offset, min(one.end, one.offset + max(_PAGE, min(linkage, _BEGINNING)))
+            yield one.offset, min(one.end, one.offset + max(_PAGE, min(linkage, _MOST_LINKAGE)))
             yield max(one.offset, one.end - 1), one.end
         elif runs:
             yield from _run(one, exceptions)
@@ -101,7 +100,7 @@ def _run(one: Segment, exceptions: Segment | None) -> Iterator[tuple[int, int]]:
     end = one.end
     if exceptions is not None and one.offset < exceptions.offset < one.end:
         end = exceptions.offset
-    yield one.offset, end if end - one.offset <= _WHOLE else one.offset + _BEGINNING
+    yield one.offset, min(end, one.offset + _WHOLE)
 
 
 def _linked(elf: Elf) -> Iterator[tuple[int, int]]:
