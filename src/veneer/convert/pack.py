@@ -23,7 +23,7 @@ from veneer.index.paths import find
 from veneer.index.wire_spans import encode_spans
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
-from veneer.oci.mediatypes import ANNOTATION_PROFILE, VENEER_PACK, VENEER_PACK_INDEX
+from veneer.oci.mediatypes import ANNOTATION_PACK_BLOB, ANNOTATION_PROFILE, VENEER_PACK, VENEER_PACK_INDEX
 from veneer.prefetch.pack import MAX_PACK_SIZE, PackIndex, Place, encode_pack_index
 from veneer.prefetch.placement import Range, hot_ranges
 from veneer.prefetch.profile import Profile
@@ -68,7 +68,9 @@ class BuiltPack:
     @property
     def descriptor(self) -> Descriptor:
         """Of the index."""
-        annotations = {ANNOTATION_PROFILE: STATIC} if self.static else {}
+        annotations = {ANNOTATION_PACK_BLOB: f"{self.blob.digest} {self.blob.size}"}
+        if self.static:
+            annotations[ANNOTATION_PROFILE] = STATIC
         return Descriptor(VENEER_PACK_INDEX, Digest.of(self.index), len(self.index), annotations)
 
     @property

@@ -22,6 +22,7 @@ from veneer.settings import Settings
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore, open_store
 from veneer.timing import UNTIMED, Timing
+from veneer.transport import Connections
 
 __all__ = ["Holding", "Holdings"]
 
@@ -68,6 +69,8 @@ class Holdings:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._opening = trio.Lock()
+        self._connections = Connections()
+        nursery.start_soon(self._keep_connections)
         self._stores: dict[Path, _Store] = {}
         self._images: dict[tuple[str, Digest | None, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
@@ -94,6 +97,13 @@ class Holdings:
         taken: tuple[Holding, Mapping[str, int]]
         taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing)
         return taken
+
+    async def _keep_connections(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._connections.aclose()
 
     def give_back(self, holding: Holding) -> None:
         """Tell that one user has gone."""
@@ -128,7 +138,15 @@ class Holdings:
         timing: Timing,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
-        async with open_image(text, settings, keeper=store, pack=pack, report=report, timing=timing) as image:
+        async with open_image(
+            text,
+            settings,
+            keeper=store,
+            pack=pack,
+            report=report,
+            timing=timing,
+            connections=self._connections,
+        ) as image:
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1

@@ -27,9 +27,11 @@ class Contents:
     Args:
         repository: where they are.
         directory: where copies are kept, shared by all repositories.
+        background: for what is asked for ahead of its use; None: nothing is.
     """
 
-    def __init__(self, repository: Repository, directory: Path) -> None:
+    def __init__(self, repository: Repository, directory: Path, background: trio.Nursery | None = None) -> None:
+        self.background = background
         self._repository = repository
         self._local = DigestFiles(directory)
         self._fetching: dict[Digest, trio.Lock] = {}

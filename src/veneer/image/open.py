@@ -41,7 +41,7 @@ from veneer.source.base import Repository
 from veneer.source.layout import OCILayout
 from veneer.source.tasks import open_nursery
 from veneer.timing import UNTIMED, Timing
-from veneer.transport import Transport, TransportStats
+from veneer.transport import Connections, Transport, TransportStats
 
 __all__ = [
     "MAX_NESTING",
@@ -92,6 +92,7 @@ async def open_image(
     pack: str | NamedPack | None = None,
     report: Reporter = silent,
     timing: Timing = UNTIMED,
+    connections: Connections | None = None,
 ) -> AsyncIterator[Image]:
     """Open the image that ``text`` names; its connections live as long as the context.
 
@@ -102,6 +103,8 @@ async def open_image(
         pack: look for the pack of this workload, and do without if there is none; or have exactly this one.
         report: notices about the image, and progress of what takes long.
         timing: notes the phases.
+        connections: kept from one image to the next, in place of some of its own. Whoever keeps connections is
+            out for speed: what is likely to be needed is asked for ahead.
 
     Raises:
         UsageError: not a reference.
@@ -110,23 +113,31 @@ async def open_image(
         CacheError: the ``keeper`` cannot take its layers.
         IntegrityError: something is not what its digest, or the manifest, says.
     """
-    async with resolve_image(text, settings, timing) as (resolved, stats):
+    async with resolve_image(text, settings, timing, connections) as (resolved, stats):
         yield await load_image(resolved, settings, stats, report, pack, timing, keeper)
 
 
 @asynccontextmanager
 async def resolve_image(
-    text: str, settings: Settings, timing: Timing = UNTIMED
+    text: str, settings: Settings, timing: Timing = UNTIMED, connections: Connections | None = None
 ) -> AsyncIterator[tuple[ResolvedImage, TransportStats]]:
-    """The manifest that ``text`` names for the platform of the settings."""
+    """The manifest that ``text`` names for the platform of the settings.
+
+    ``connections`` is that of :func:`open_image`.
+    """
     reference = parse_reference(text)
-    async with Transport(settings) as transport:
+    async with Transport(settings, connections=connections) as transport:
         repository = open_repository(reference, settings, transport)
         try:
-            contents = Contents(repository, settings.cache_dir / "blobs")
-            with timing.phase("resolve"):
-                manifest = await find_manifest(contents, reference, settings.platform)
-            yield ResolvedImage(reference, contents, manifest), transport.stats
+            async with open_nursery() as nursery:
+                ahead = None if connections is None else nursery
+                if ahead is not None and isinstance(repository, RegistryRepository):
+                    ahead.start_soon(repository.open_ahead)
+                contents = Contents(repository, settings.cache_dir / "blobs", ahead)
+                with timing.phase("resolve"):
+                    manifest = await find_manifest(contents, reference, settings.platform)
+                yield ResolvedImage(reference, contents, manifest), transport.stats
+                nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await repository.aclose()

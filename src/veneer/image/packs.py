@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from veneer.errors import IntegrityError, NotFound, VeneerError
+from veneer.errors import IntegrityError, NotFound, UsageError, VeneerError
 from veneer.events import Notice, Reporter
 from veneer.image.by_layer import images_knowing, note_layers
 from veneer.image.contents import Contents
@@ -26,12 +26,15 @@ from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
 from veneer.oci.mediatypes import (
     ANNOTATION_PACK,
+    ANNOTATION_PACK_BLOB,
     ANNOTATION_PROFILE,
     ANNOTATION_WORKLOAD,
+    VENEER_PACK,
     VENEER_PACK_INDEX,
 )
 from veneer.prefetch.pack import MAX_PACK_INDEX_SIZE, PackIndex, decode_pack_index
 from veneer.prefetch.profile import DEFAULT_WORKLOAD, check_workload
+from veneer.source.ahead import AheadBlob
 from veneer.source.base import BlobSource
 from veneer.source.layout_file import FileBlob
 
@@ -56,6 +59,8 @@ log = logging.getLogger(__name__)
 #: Some hundred workloads.
 _MAX_ANNOTATION: Final = 64 << 10
 _NOTE: Final = "pack.json"
+#: Of the size of a blob, in an annotation.
+_MAX_DIGITS: Final = 15
 #: Of a pack for what was told from the image's files alone.
 STATIC: Final = "static"
 
@@ -200,6 +205,7 @@ async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, nam
     what = f"index of the pack {named.workload}"
     directory = _directory(cache_dir, named.image or manifest.digest, named.workload)
     data = await contents.known(descriptor)
+    ahead = None if data is not None else _fetched_ahead(contents, descriptor)
     if data is None and named.origin == "local":
         data = await trio.to_thread.run_sync(_read, directory / descriptor.digest.hex, what)
     elif data is None:
@@ -207,11 +213,31 @@ async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, nam
     index = await trio.to_thread.run_sync(decode_pack_index, data, descriptor)
     blob = index.device.blob
     if named.origin != "local":
-        return FoundPack(named, index, contents.repository.blob(blob))
+        source: BlobSource = contents.repository.blob(blob)
+        if ahead is not None and ahead[0] == (blob.digest, blob.size):
+            source = ahead[1]
+        return FoundPack(named, index, source)
     # A mount that is restored after a new pack has been made needs the old index.
     await contents.keep(descriptor, data)
     name = f"local/pack/{named.workload}@{blob.digest}"
     return FoundPack(named, index, FileBlob(directory / blob.digest.hex, name, blob.size))
+
+
+def _fetched_ahead(contents: Contents, descriptor: Descriptor) -> tuple[tuple[Digest, int], AheadBlob] | None:
+    """The pack that the descriptor of an index names besides, asked for already; None when it names none.
+
+    A wrong name costs what it makes us fetch: what is used follows from the index.
+    """
+    digest, _, size = descriptor.annotations.get(ANNOTATION_PACK_BLOB, "").partition(" ")
+    if contents.background is None or not (size.isascii() and size.isdecimal() and len(size) <= _MAX_DIGITS):
+        return None
+    try:
+        blob = Descriptor(VENEER_PACK, Digest.parse(digest), int(size))
+    except UsageError:
+        return None
+    ahead = AheadBlob(contents.repository.blob(blob))
+    contents.background.start_soon(ahead.fetch)
+    return (blob.digest, blob.size), ahead
 
 
 def report_unused(workload: str, error: VeneerError, report: Reporter) -> None:

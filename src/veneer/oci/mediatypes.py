@@ -7,6 +7,7 @@ __all__ = [
     "ANNOTATION_CREATED",
     "ANNOTATION_INDEX",
     "ANNOTATION_PACK",
+    "ANNOTATION_PACK_BLOB",
     "ANNOTATION_PROFILE",
     "ANNOTATION_WORKLOAD",
     "DOCKER_CONFIG",
@@ -94,6 +95,8 @@ VENEER_PACK_ARTIFACT = VENEER_PACK_INDEX
 ANNOTATION_PACK = "dev.veneer.pack"
 #: On each of those: the name of its workload.
 ANNOTATION_WORKLOAD = "dev.veneer.workload"
+#: The blob with the pack's bytes, as ``DIGEST SIZE``, so that it can be asked for together with the index.
+ANNOTATION_PACK_BLOB = "dev.veneer.pack.blob"
 #: And, if nothing was run for it: ``static``.
 ANNOTATION_PROFILE = "dev.veneer.profile"
 

@@ -49,6 +49,10 @@ class RegistryRepository:
         """``host/repository``."""
         return self._session.name
 
+    async def open_ahead(self) -> None:
+        """Have some connections to a distant registry ready for the requests that follow the first one."""
+        await self._session.open_ahead()
+
     async def resolve(self, reference: str) -> Descriptor:
         """The descriptor of the manifest or index that a tag or digest names. Raises NotFound."""
         return await self._manifests.resolve(reference)

@@ -5,7 +5,9 @@ a challenge; faults are the business of whoever knows what to repeat (:class:`~v
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urljoin
 
@@ -14,6 +16,7 @@ from veneer.registry.answers import REDIRECTS, failure, is_expired_token
 from veneer.registry.auth import Authenticator
 from veneer.registry.keychain import Keychain
 from veneer.settings import Settings
+from veneer.source.tasks import run_all
 from veneer.transport import Patience, Request, Response, Transport
 from veneer.transport.address import origin_of, redirect_target, same_origin
 
@@ -31,6 +34,8 @@ BLOB_TRIES = 10
 _MAX_RENEWALS = 2
 #: Object stores behind registries redirect once or twice.
 _MAX_HOPS = 5
+#: Connections beside the one that gets the manifest: for the index, the config and a pack.
+_AHEAD = 3
 #: Redirects that keep the method; others turn it into GET.
 _KEEP_METHOD = frozenset({307, 308})
 #: Docker Hub's API has another host than its images are called by.
@@ -95,6 +100,19 @@ class Session:
     async def base_url(self, what: str) -> str:
         """The address that targets are relative to."""
         return f"{await self.transport.base_url(self._api_host, what)}/v2/{self.repository}/"
+
+    async def open_ahead(self) -> None:
+        """Open connections while another request is under way; what fails, requests that matter will tell."""
+        with suppress(RegistryError):
+            base = await self.base_url(self.name)
+            if not self.transport.is_far(base):
+                return
+            request = Request("GET", urljoin(base, "/v2/"), self.name)
+            await run_all([partial(self._touch, request)] * _AHEAD)
+
+    async def _touch(self, request: Request) -> None:
+        response = await self.transport.send(request)
+        await response.discard()
 
     async def send(self, call: Call) -> Response:
         """One try: the answer, whose status is one that ``call`` expects. The caller closes it."""

@@ -9,7 +9,8 @@ import sys
 # that our commands take to start. None makes that import fail, which httpx is prepared for.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type] # as the import system documents
 
+from veneer.transport.connections import Connections
 from veneer.transport.http import Request, Response, Transport
 from veneer.transport.retry import Attempts, Patience, TransportStats
 
-__all__ = ["Attempts", "Patience", "Request", "Response", "Transport", "TransportStats"]
+__all__ = ["Attempts", "Connections", "Patience", "Request", "Response", "Transport", "TransportStats"]

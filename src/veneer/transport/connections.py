@@ -23,6 +23,8 @@ MAX_CONNECTIONS = 64
 #: Idle connections that are kept, and how long: below the 60-75 s after which load balancers drop them.
 MAX_IDLE_CONNECTIONS = 32
 IDLE_EXPIRY_S = 50.0
+#: Whoever answers faster is so near that connecting costs nothing worth a request.
+FAR_S = 0.005
 
 
 class Connections:
@@ -36,9 +38,21 @@ class Connections:
         #: Hosts that may be spoken to without TLS: what they speak.
         self.schemes: dict[str, str] = {}
         self.probes: dict[str, trio.Lock] = {}
+        self._answered: dict[Origin, float] = {}
+        self._quickest_s: dict[Origin, float] = {}
         self._proxies = ProxyRules.from_environment(os.environ)
         self._backend = backend
         self._backends: dict[tuple[str | None, ssl.SSLContext], httpx.AsyncBaseTransport] = {}
+
+    def note(self, origin: Origin, seconds: float) -> None:
+        """Take note that an answer began to come ``seconds`` after its request."""
+        self._answered[origin] = trio.current_time()
+        self._quickest_s[origin] = min(seconds, self._quickest_s.get(origin, seconds))
+
+    def is_far(self, origin: Origin) -> bool:
+        """Whether connecting may take longer than a start notices, and no connection is known to be open."""
+        open_until = self._answered.get(origin, -IDLE_EXPIRY_S) + IDLE_EXPIRY_S
+        return trio.current_time() >= open_until and self._quickest_s.get(origin, FAR_S) >= FAR_S
 
     def to(self, origin: Origin, tls: Callable[[], ssl.SSLContext]) -> httpx.AsyncBaseTransport:
         """The pool for an origin. Raises UsageError when the environment's proxy cannot be used."""

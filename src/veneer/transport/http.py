@@ -272,6 +272,10 @@ class Transport:
             await response.discard()
         return True
 
+    def is_far(self, url: str) -> bool:
+        """Whether a connection to the origin of ``url`` costs time, and none is known to be open."""
+        return self._connections.is_far(origin_of(url))
+
     async def send(self, request: Request) -> Response:
         """Send a request and read the head of the answer, whatever its status. The caller closes it."""
         try:
@@ -293,8 +297,11 @@ class Transport:
         except (httpx.InvalidURL, UnicodeEncodeError):
             raise RegistryError(f"{request.what}: {request.method}: unusable address or header") from None
         self.stats.requests += 1
-        backend = self._connections.to(origin_of(request.url), lambda: tls_context(self._ca_file))
-        return await backend.handle_async_request(built)
+        origin, began = origin_of(request.url), trio.current_time()
+        backend = self._connections.to(origin, lambda: tls_context(self._ca_file))
+        answer = await backend.handle_async_request(built)
+        self._connections.note(origin, trio.current_time() - began)
+        return answer
 
     def fail(self, error: httpx.HTTPError, request: Request) -> NoReturn:
         """Raise the error of the tree that stands for one of httpx."""

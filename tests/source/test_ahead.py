@@ -1,0 +1,102 @@
+"""The first bytes of a blob, asked for ahead: the same bytes, one request, and the source when it fails."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veneer.errors import Unavailable
+from veneer.source import ahead
+from veneer.source.ahead import AheadBlob
+
+DATA = bytes(range(256)) * 40
+
+
+class Blob:
+    """A source that gives a few bytes at a time, as far as it is let, and notes what was asked."""
+
+    name, size = "host/blob", len(DATA)
+
+    def __init__(self, let: int = len(DATA)) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.let = let
+        self.more = trio.Event()
+        self.fails = False
+
+    async def read(self, offset: int, length: int) -> bytes:
+        async with self.stream(offset, length) as chunks:
+            return b"".join([chunk async for chunk in chunks])
+
+    @asynccontextmanager
+    async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append((offset, self.size - offset if length is None else length))
+        yield self._chunks(offset, offset + self.asked[-1][1])
+
+    async def _chunks(self, offset: int, end: int) -> AsyncIterator[bytes]:
+        while offset < end:
+            if offset >= self.let:
+                if self.fails:
+                    self.fails = False
+                    self.let = self.size
+                    raise Unavailable("gone")
+                await self.more.wait()
+            await trio.lowlevel.checkpoint()
+            yield DATA[offset : min(offset + 777, end)]
+            offset += 777
+
+
+@pytest.fixture(autouse=True)
+def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "AHEAD", 8_000)
+
+
+async def test_reads_are_served_by_the_one_request_that_is_under_way() -> None:
+    blob = Blob(let=3_000)
+    front = AheadBlob(blob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(front.fetch)
+        assert await front.read(100, 2_000) == DATA[100:2_100], "before the rest has come"
+        blob.let = len(DATA)
+        blob.more.set()
+        assert await front.read(2_100, 5_900) == DATA[2_100:8_000]
+        assert await front.read(0, 100) == DATA[:100]
+    assert blob.asked == [(0, 8_000)]
+    assert await front.read(8_000, 100) == DATA[8_000:8_100]
+    assert blob.asked[1:] == [(8_000, 100)], "what is not ahead is asked for"
+
+
+async def test_what_was_read_is_asked_for_when_it_is_read_again() -> None:
+    """Who reads twice had wrong bytes, which would be the same again."""
+    blob = Blob()
+    front = AheadBlob(blob)
+    await front.fetch()
+    assert await front.read(0, 500) == await front.read(0, 500) == DATA[:500]
+    assert await front.read(400, 200) == DATA[400:600], "a part of it, too"
+    assert blob.asked == [(0, 8_000), (0, 500), (400, 200)]
+
+
+async def test_a_failure_ahead_costs_a_request() -> None:
+    blob = Blob(let=2_000)
+    blob.fails = True
+    front = AheadBlob(blob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(front.fetch)
+        assert await front.read(0, 5_000) == DATA[:5_000]
+    (_, first), (second, rest) = blob.asked
+    assert first == 8_000
+    assert second + rest == 5_000, "only what had not come"
+
+
+@given(cuts=st.lists(st.integers(1, len(DATA) - 1), max_size=8, unique=True).map(sorted))
+def test_every_range_has_its_bytes(cuts: list[int]) -> None:
+    async def check() -> None:
+        front = AheadBlob(Blob())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.fetch)
+            for start, end in zip([0, *cuts], [*cuts, len(DATA)], strict=True):
+                assert await front.read(start, end - start) == DATA[start:end]
+
+    trio.run(check)
