@@ -172,7 +172,9 @@ def test_waste_is_what_came_and_was_not_read() -> None:
 
     record = a_record(a_range(plain_length=1 << 20))
     assert touched(record) == [(200.5, 4096)]
-    assert "1 MiB have come, 4 KiB were read: 100 % never, so far" in draw_bytes("t", record).render()
+    assert "layers 1 MiB, 4 KiB read, 100 % never so far" in draw_bytes("t", record).render()
+    packed = a_record(a_range(device=1))
+    assert "pack 9 MiB, reads not seen once it is there" in draw_bytes("t", packed).render()
     assert ET.fromstring(draw_places("t", record).render()).tag == f"{SVG}svg"
 
 

@@ -1,7 +1,7 @@
 """The plots of a report: distributions, ratios, time over distance, bytes over time, places over time."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from veneer.draw.plot import Axis, Plot
@@ -213,12 +213,14 @@ def draw_arrivals(title: str, curves: Sequence[Curve], needed: float | None) -> 
     return plot.drawing
 
 
-def touched(record: TimingRecord) -> list[tuple[float, int]]:
-    """When bytes of devices were read for the first time, in ms, and how many of them at that moment."""
+def touched(record: TimingRecord, but: Collection[int] = ()) -> list[tuple[float, int]]:
+    """When bytes of devices were read for the first time, in ms, and how many; ``but`` are left out."""
     seen: dict[int, set[int]] = {}
     page = 4096
     out: list[tuple[float, int]] = []
     for read in record.reads:
+        if read.device in but:
+            continue
         pages = seen.setdefault(read.device, set())
         wanted = set(range(read.offset // page, -(-(read.offset + read.length) // page)))
         if new := wanted - pages:
@@ -233,68 +235,78 @@ def draw_bytes(title: str, record: TimingRecord) -> Drawing:
     read = touched(record)
     end = max(record.end, 1.0)
     total, used = sum(size for _, size in came), sum(size for _, size in read)
-    mib = 1 << 20
     plot = Plot(
         title,
         Axis("milliseconds since the command was started", 0.0, end * 1.02),
-        Axis("MiB, uncompressed", 0.0, max(total, used, 1) * 1.08 / mib),
+        Axis("MiB, uncompressed", 0.0, max(total, used, 1) * 1.08 / _MIB),
     )
     curves = [("waste", "l4", came, total, "have come"), ("need", "l2", read, used, "were read")]
     for look, line, steps, size, name in curves:
         points, so_far = [plot.at(0, 0)], 0
         for at, more in steps:
-            points.append(plot.at(at, so_far / mib))
+            points.append(plot.at(at, so_far / _MIB))
             so_far += more
-            points.append(plot.at(at, so_far / mib))
-        points.append(plot.at(plot.x.high, so_far / mib))
+            points.append(plot.at(at, so_far / _MIB))
+        points.append(plot.at(plot.x.high, so_far / _MIB))
         plot.drawing.area([*points, plot.at(plot.x.high, 0)], f"{look} wash")
         plot.drawing.path(points, line, f"{bytes_text(size)} {name}")
-    never = max(0, total - used)
-    facts = f"{bytes_text(total)} have come, {bytes_text(used)} were read"
-    facts += f": {100 * never / total:.0f} % never, so far" if total else ""
+    facts = _waste_text(record)
     plot.drawing.text(0, 29, facts, "note")
     return plot.drawing
+
+
+def _waste_text(record: TimingRecord) -> str:
+    """What came and was read. Of a pack that is there as a whole, the kernel reads without asking."""
+    packs = {number for number, device in enumerate(record.devices) if device.kind == "pack"}
+    came = [one for one in record.ranges if one.last_byte is not None]
+    pack = sum(one.plain_length for one in came if one.device in packs)
+    layers = sum(one.plain_length for one in came if one.device not in packs)
+    parts = [f"pack {bytes_text(pack)}, reads not seen once it is there"] if pack else []
+    if layers:
+        used = sum(size for _, size in touched(record, but=packs))
+        never = 100 * max(0, layers - used) / layers
+        parts.append(f"layers {bytes_text(layers)}, {bytes_text(used)} read, {never:.0f} % never so far")
+    return "; ".join(parts)
 
 
 def draw_places(title: str, record: TimingRecord, *, width: float = 560, height: float = 320) -> Drawing:
     """Where on the devices bytes came from, and where they were read first, over time.
 
-    Devices are stacked; of a cell, the darker the more of it was read for the first time just then.
+    Devices that something was asked or read of are stacked. The darker a cell, the more of it was read for the
+    first time just then.
     """
-    sizes = [max(1, device.size) for device in record.devices]
+    shown = {one.device for one in record.ranges} | {read.device for read in record.reads}
+    sizes = [max(1, device.size) if n in shown else 0 for n, device in enumerate(record.devices)]
     bases = [sum(sizes[:number]) for number in range(len(sizes))]
     whole = sum(sizes) or 1
     plot = Plot(
         title,
         Axis("milliseconds since the command was started", 0.0, max(record.end, 1.0) * 1.02),
-        Axis("place, devices stacked", 0.0, float(whole), text=bytes_text),
+        Axis("MiB, devices stacked", 0.0, whole / _MIB),
         width=width,
         height=height,
     )
     draw = plot.drawing
     draw.text(0, 29, "wide: range requests, from sent to ready; dark: first touched by a reader", "note")
     for number, (base, device) in enumerate(zip(bases, record.devices, strict=True)):
-        if number:
-            draw.line(plot.x.start, plot.y(base), plot.x.end, plot.y(base), "axis")
+        if number not in shown:
+            continue
+        if base:
+            draw.line(plot.x.start, plot.y(base / _MIB), plot.x.end, plot.y(base / _MIB), "axis")
         name = f"{device.kind} {device.blob[7:19]}" if device.kind == "pack" else f"layer {number + 1}"
-        draw.text(plot.x.end - 3, plot.y(base + device.size) + 11, name, "tiny", anchor="end")
+        draw.text(plot.x.end - 3, plot.y((base + sizes[number]) / _MIB) + 11, name, "tiny", anchor="end")
     for one in record.ranges:
-        top, low = bases[one.device] + one.plain_offset + one.plain_length, bases[one.device] + one.plain_offset
-        height_ = max(1.2, plot.y(low) - plot.y(top))
+        low = bases[one.device] + one.plain_offset
+        top = plot.y((low + one.plain_length) / _MIB)
         tip = f"{one.priority}: {bytes_text(one.plain_length)}, ready {ms_text(one.ended)}"
-        draw.rect(
-            plot.x(one.sent),
-            plot.y(top),
-            max(1.0, plot.x(one.ended) - plot.x(one.sent)),
-            height_,
-            "transfer wash",
-            tip,
-        )
+        wide = max(1.0, plot.x(one.ended) - plot.x(one.sent))
+        draw.rect(plot.x(one.sent), top, wide, max(1.2, plot.y(low / _MIB) - top), "transfer wash", tip)
     for column, row, level in _cells(record, plot, bases):
         draw.rect(column, row, _CELL, _CELL, f"heat{level}")
     return draw
 
 
+_MIB = 1 << 20
 #: Edge of a cell, in pixels, and how many grades of it there are.
 _CELL = 3.0
 _GRADES = 4
@@ -310,7 +322,7 @@ def _cells(record: TimingRecord, plot: Plot, bases: Sequence[int]) -> list[tuple
         for number in range(read.offset // page, -(-(read.offset + read.length) // page)):
             if number not in pages:
                 pages.add(number)
-                x, y = plot.x(read.at), plot.y(bases[read.device] + number * page)
+                x, y = plot.x(read.at), plot.y((bases[read.device] + number * page) / _MIB)
                 key = int(x // _CELL), int(y // _CELL)
                 counts[key] = counts.get(key, 0) + 1
     most = max(counts.values(), default=1)

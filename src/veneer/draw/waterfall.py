@@ -25,8 +25,8 @@ _SEGMENTS = (
     ("transfer", "bytes arrive"),
     ("verify", "verify, decode, write"),
 )
-#: A mark's name is written one line lower when it would touch the one before.
-_MARK_WIDTH = 118.0
+#: Width of a letter of a mark's name, which is written lower where it would touch another one.
+_MARK_LETTER = 6.9
 
 
 def draw_waterfall(record: TimingRecord, *, note: str = "") -> Drawing:
@@ -97,24 +97,22 @@ class _Waterfall:
     def _marks(self) -> float:
         """Names of the marks; returns where the axis begins."""
         self.y += 12
-        right = [-1e9, -1e9, -1e9]
-        lines: list[tuple[float, int, str, float]] = []
+        taken: list[list[tuple[float, float]]] = []
         for mark in sorted(self.record.marks, key=lambda one: one.at):
-            x = self.x(mark.at)
-            level = next((n for n, end in enumerate(right) if x > end), 0)
-            right[level] = x + _MARK_WIDTH
-            lines.append((x, level, mark.name, mark.at))
-        levels = 1 + max((level for _, level, _, _ in lines), default=0)
-        for x, level, name, at in lines:
-            text_y = self.y + 12 + 14 * level
-            flipped = x + _MARK_WIDTH > _WIDTH
-            self.drawing.text(
-                x - 4 if flipped else x + 4,
-                text_y,
-                f"{name} {ms_text(at)}",
-                "markname",
-                anchor="end" if flipped else "start",
+            x, name = self.x(mark.at), f"{mark.name} {ms_text(mark.at)}"
+            width = _MARK_LETTER * len(name) + 8
+            flipped = x + width > _WIDTH
+            low, high = (x - width, x) if flipped else (x, x + width)
+            level = next(
+                (n for n, row in enumerate(taken) if all(high <= a or b <= low for a, b in row)), len(taken)
             )
+            if level == len(taken):
+                taken.append([])
+            taken[level].append((low, high))
+            anchor = "end" if flipped else "start"
+            at = x - 4 if flipped else x + 4
+            self.drawing.text(at, self.y + 12 + 14 * level, name, "markname", anchor=anchor)
+        levels = max(1, len(taken))
         self.y += 14 * levels + 6
         return self.y
 

@@ -31,7 +31,7 @@ _PAGE_STYLE = "".join(
         "padding:16px 16px 12px;min-width:0}",
         "figure svg{display:block;width:100%;height:auto}",
         "figcaption{font-size:12.5px;line-height:1.45;margin-top:8px}",
-        ".grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(520px,100%),1fr));gap:16px;",
+        ".grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));gap:16px;",
         "margin:14px 0}",
         ".wide{margin:14px 0;overflow-x:auto}.wide svg{min-width:880px}",
         "code,pre{font:12px/1.5 ui-monospace,Menlo,Consolas,monospace}",

@@ -96,7 +96,7 @@ class _Report:
         if aimed:
             page.heading(f"Aims, as a part of {reference}")
             page.table(
-                ["system", "image", "distance", "ratio", "95 %", "aim", ""],
+                ["system", "image", "distance", "ratio", "95 %", "pairs", "aim", ""],
                 [self._aim(row) for row in sorted(aimed, key=self._place)],
                 words=3,
             )
@@ -119,14 +119,14 @@ class _Report:
     def _aim(self, row: Row) -> list[object]:
         assert row.ratio is not None
         assert row.aim is not None
-        low, high = row.ratio.median_interval
         met = row.ratio.median <= row.aim
         return [
             self._name(row.system),
             row.image,
             row.network,
             number_text(row.ratio.median),
-            f"[{number_text(low)}, {number_text(high)}]",
+            _interval(row.ratio.count, *row.ratio.median_interval),
+            row.ratio.count,
             number_text(row.aim),
             Cell("met" if met else "missed", "met" if met else "missed"),
         ]
@@ -195,16 +195,15 @@ class _Report:
     def _row(self, row: Row) -> list[object]:
         seconds, ratio = row.seconds, row.ratio
         failed = f", {row.failures} failed" if row.failures else ""
-        low, high = ratio.median_interval if ratio else (0.0, 0.0)
         return [
             row.image,
             self._name(row.system),
             f"{seconds.count if seconds else 0}{failed}",
             seconds and number_text(seconds.median),
-            seconds and f"[{number_text(seconds.low)}, {number_text(seconds.high)}]",
+            seconds and _interval(seconds.count, seconds.low, seconds.high),
             seconds and number_text(seconds.p90),
             ratio and number_text(ratio.median),
-            ratio and f"[{number_text(low)}, {number_text(high)}]",
+            ratio and _interval(ratio.count, *ratio.median_interval),
             row.to_limit and number_text(row.to_limit),
             number_text(row.network_bytes / 1e6),
             None if row.requests is None else number_text(row.requests),
@@ -289,6 +288,11 @@ class _Report:
         self.page.section("sweep", "Sweeps")
         for path in self.sweeps:
             add_sweep(self.page, path)
+
+
+def _interval(count: int, low: float, high: float) -> str | None:
+    """An interval; one value has none."""
+    return f"[{number_text(low)}, {number_text(high)}]" if count > 1 else None
 
 
 def _count(number: int, what: str) -> str:

@@ -36,6 +36,8 @@ _LOOKS = {
     "local-warm": 7,
     "local-cold": 8,
 }
+#: Of the needed bytes; what fetched less had them already.
+_LEAST_PART = 0.1
 #: Times that differ more than this are shown by ratios.
 _WIDE = 12.0
 
@@ -139,19 +141,13 @@ class Figures:
 
     def arrivals(self, image: str, network: str) -> Drawing:
         """Bytes over time, in the median run of each system."""
-        curves = [
-            Curve(
-                run.system,
-                self.looks[run.system],
-                tuple(
-                    (at, float(size))
-                    for at, size in zip(run.arrival_s, run.arrival_bytes, strict=True)
-                    if run.seconds is None or at <= run.seconds
-                )
-                or ((run.arrival_s[0], float(run.arrival_bytes[0])),),
-            )
-            for run in self._arrived(image, network)
-        ]
+        curves = []
+        for run in self._arrived(image, network):
+            came = zip(run.arrival_s, run.arrival_bytes, strict=True)
+            ready = run.seconds or run.arrival_s[-1]
+            points = [(at, float(size)) for at, size in came if at <= ready]
+            points.append((ready, points[-1][1] if points else 0.0))
+            curves.append(Curve(run.system, self.looks[run.system], tuple(points)))
         limit = self._limits.get((image, network))
         return draw_arrivals(
             f"{image}, at {network}: bytes until ready", curves, float(limit.needed_bytes) if limit else None
@@ -163,7 +159,8 @@ class Figures:
         parts = []
         for row in self._rows(image=image, network=network):
             if row.network_bytes > 0:
-                times = f" ({number_text(row.network_bytes / limit.needed_bytes)} x)" if limit else ""
+                part = row.network_bytes / limit.needed_bytes if limit else 0.0
+                times = f" ({number_text(part)} x)" if part > _LEAST_PART else ""
                 parts.append(f"{row.system} {number_text(row.network_bytes / 1e6)} MB{times}")
         needed = f"Needed {number_text(limit.needed_bytes / 1e6)} MB. " if limit else ""
         return f"{needed}Medians: {', '.join(parts)}."
