@@ -325,6 +325,24 @@ async def test_what_has_been_evicted_before_it_is_opened_is_streamed_again(
     }
 
 
+async def test_what_is_mounted_is_never_streamed_again(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    async with opened(f"{registry.host}/source:gzip", settings) as (image, store):
+        attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
+        assert attached[2].file is not None
+        attached[2].file.evict([1])
+        for device in attached:
+            store.pin(device, lambda: None)
+        pinned = f"{registry.host}/source@{image.manifest.digest}"
+        # As a worker that takes the place of another one finds it.
+        async with registry.down(), opened(pinned, settings) as (again, _):
+            assert again.index_origin == "local"
+            assert again.devices[2].key == attached[2].device.key
+        for device in attached:
+            store.unpin(device)
+
+
 async def test_wrong_bytes_after_eviction_never_reach_a_reader(
     registry: ScriptedRegistry, layers: Layout, settings: Settings
 ) -> None:

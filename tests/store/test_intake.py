@@ -41,9 +41,9 @@ def arriving(directory: Path) -> list[Path]:
 
 def test_a_committed_device_is_complete_and_counted(tmp_path: Path) -> None:
     cache = DeviceCache(tmp_path, 1 << 30)
-    assert not cache.holds_all(device())
+    assert not cache.is_at_hand(device())
     take_in(cache)
-    assert cache.holds_all(device())
+    assert cache.is_at_hand(device())
     assert cache.count() == len(DATA)
     assert not arriving(tmp_path)
     file = cache.open(device(), Form.PLAIN)
@@ -73,7 +73,7 @@ def test_a_device_that_is_there_in_part_is_completed(tmp_path: Path) -> None:
     assert file is not None
     cache.evict(file, [0, 2])
     assert file.read(0, 1) is None
-    assert not cache.holds_all(device())
+    assert not cache.is_at_hand(device())
     take_in(cache)
     assert file.read(0, len(DATA)) == DATA
     assert cache.has_room(cache.quota - len(DATA))
@@ -95,7 +95,7 @@ def test_others_are_evicted_to_make_room(tmp_path: Path) -> None:
     take_in(cache)
     with cache.intake("layer y") as intake:
         intake.append(DATA)
-        assert not cache.holds_all(device())
+        assert not cache.is_at_hand(device())
     cache.close()
 
 

@@ -56,8 +56,8 @@ class DeviceIntake(Protocol):
 class DeviceKeeper(Protocol):
     """Where whole devices can be put: the cache. Any thread."""
 
-    def holds_all(self, device: Device) -> bool:
-        """Whether all of a device is on disk."""
+    def is_at_hand(self, device: Device) -> bool:
+        """Whether a device need not be brought again: all of it is on disk, or it is mounted. Blocks."""
 
     def intake(self, what: str) -> DeviceIntake:
         """Begin to write a device; ``what`` names it in errors. Raises CacheError."""

@@ -74,7 +74,7 @@ class KnownFormat:
         records: list[LayerRecord] = []
         for layer, diff_id in zip(layers, diff_ids, strict=True):
             record = self._records.load(layer, diff_id)
-            if record is None or (self._keeper is not None and not self._keeper.holds_all(record.device)):
+            if record is None or (self._keeper is not None and not self._keeper.is_at_hand(record.device)):
                 return None
             records.append(record)
         return records
@@ -142,7 +142,7 @@ class StreamedFormat:
 
     def _here(self, layer: Descriptor, diff_id: Digest) -> LayerRecord | None:
         record = self._records.load(layer, diff_id)
-        return record if record is not None and self._keeper.holds_all(record.device) else None
+        return record if record is not None and self._keeper.is_at_hand(record.device) else None
 
 
 def opened(records: Sequence[LayerRecord], contents: ImageContents) -> OpenedIndex:

@@ -143,10 +143,11 @@ class DeviceCache:
                 return file
         return None
 
-    def holds_all(self, device: Device) -> bool:
-        """Whether the disk has all of a device in plain form, be it trusted or not."""
+    def is_at_hand(self, device: Device) -> bool:
+        """Whether the disk has all of a device in plain form, trusted or not; or the kernel reads it now."""
+        path = self.directory / device.key.hex
         try:
-            return present_bytes(self.directory / device.key.hex / "map") == device.spans.size
+            return present_bytes(path / "map") == device.spans.size or is_pinned(path)
         except (OSError, MapMismatch):
             return False
 

@@ -148,9 +148,9 @@ class SpanStore:
         self._jobs.add(attached)
         return attached
 
-    def holds_all(self, device: Device) -> bool:
-        """Whether the disk has all of a device in plain form, be it trusted or not. Blocks; any thread."""
-        return self._cache.holds_all(device)
+    def is_at_hand(self, device: Device) -> bool:
+        """Whether a device need not be brought: :meth:`DeviceCache.is_at_hand`. Blocks; any thread."""
+        return self._cache.is_at_hand(device)
 
     def intake(self, what: str) -> Intake:
         """Begin to write a device that arrives as a whole: :meth:`DeviceCache.intake`. Blocks; any thread."""
