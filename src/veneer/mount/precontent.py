@@ -91,12 +91,15 @@ class GuardedDevices:
                 task_status.started()
                 while True:
                     room = await self._room()
-                    if events := fanotify.read_events(self._group, room):
-                        for event in events:
-                            self._take(event)
-                        await trio.lowlevel.checkpoint()
-                    else:
+                    events = fanotify.read_events(self._group, room)
+                    for event in events:
+                        self._take(event)
+                    # A reader that has its answer is likely to ask again: looking whether it has already costs
+                    # as much as to be told. What is in the queue by then is told at once.
+                    if len(events) < room:
                         await trio.lowlevel.wait_readable(self._group)
+                    else:
+                        await trio.lowlevel.checkpoint()
         finally:
             self._nursery = None
             self._dismiss()
