@@ -13,7 +13,7 @@ from typing import Self
 from veneer.errors import UsageError
 from veneer.oci.platform import Platform
 
-__all__ = ["BACKENDS", "DEFAULT_MOST_REQUESTS", "Settings", "parse_size"]
+__all__ = ["BACKENDS", "DEFAULT_MOST_REQUESTS", "REFERRERS", "Settings", "parse_size"]
 
 #: Ways to mount; ``auto`` takes the best that works.
 BACKENDS = ("auto", "fuse", "erofs-fuse", "erofs-fanotify")
@@ -22,6 +22,9 @@ BACKENDS = ("auto", "fuse", "erofs-fuse", "erofs-fanotify")
 DEFAULT_MOST_REQUESTS = 16
 #: A transport has no more connections than that.
 _MOST_REQUESTS = 64
+
+#: What becomes of sidecars in a registry, which nothing that covers the manifest covers.
+REFERRERS = ("accept", "ignore")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -52,6 +55,8 @@ class Settings:
         backend: how images are mounted; one of :data:`BACKENDS`.
         most_requests: requests for data that may run at one registry, half of them for one image.
         background_rate: bytes a second that may be fetched for what nobody has asked for; 0 for any number.
+        referrers: whether indexes and packs are used that the image's manifest does not name but that refer to
+            it; one of :data:`REFERRERS`.
     """
 
     cache_dir: Path
@@ -65,6 +70,7 @@ class Settings:
     backend: str = BACKENDS[0]
     most_requests: int = DEFAULT_MOST_REQUESTS
     background_rate: int = 0
+    referrers: str = REFERRERS[0]
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -88,6 +94,7 @@ class Settings:
             backend=_backend(env.get("VENEER_BACKEND") or BACKENDS[0]),
             most_requests=_count(env.get("VENEER_MAX_REQUESTS") or str(DEFAULT_MOST_REQUESTS)),
             background_rate=parse_size(env.get("VENEER_BACKGROUND_RATE") or "0"),
+            referrers=_referrers(env.get("VENEER_REFERRERS") or REFERRERS[0]),
         )
 
 
@@ -95,6 +102,12 @@ def _backend(name: str) -> str:
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}", hint=f"one of {', '.join(BACKENDS)}")
     return name
+
+
+def _referrers(text: str) -> str:
+    if text not in REFERRERS:
+        raise UsageError(f"VENEER_REFERRERS is {text[:20]!r}", hint=f"one of {', '.join(REFERRERS)}")
+    return text
 
 
 def _count(text: str) -> int:

@@ -24,10 +24,10 @@ from veneer.events import Progress, Reporter, silent
 from veneer.image import Image
 from veneer.image.pack_check import PackCheck, pack_checks
 from veneer.index.build import TreeBuilder
-from veneer.index.model import Device, LayerIndex, LayerTree, Span
+from veneer.index.model import WINDOW_SIZE, Device, LayerIndex, LayerTree, Span
 from veneer.index.tar import TarParser
 from veneer.index.wire import encode_tree
-from veneer.source.base import BlobSource
+from veneer.source.base import BlobSource, WithWindows
 from veneer.source.tasks import run_all
 
 __all__ = ["LayerVerdict", "PackVerdict", "VerifyReport", "verify_image"]
@@ -167,19 +167,23 @@ class _LayerCheck:
     async def run(self, report: Reporter) -> LayerVerdict:
         """Read the layer from its source and judge it."""
         device = self.index.device
+        item, total = device.blob.digest.hex[:12], device.blob.size
+        source = self.source.blob if isinstance(self.source, WithWindows) else self.source
         reader = _SpanReader(
             self.index,
             self.source.name,
             self.devices,
             self.packs,
             self._problem,
-            is_blob=self.source is self.blob,
+            is_blob=source is self.blob,
         )
-        item, total = device.blob.digest.hex[:12], device.blob.size
         try:
+            if device.windows is not None and isinstance(self.source, WithWindows):
+                windows = self.source.windows
+                reader.windows = _Windows(device.windows, await windows.read(0, windows.size), windows.name)
             await self._read(reader, item, report)
             self.dropped = await trio.to_thread.run_sync(reader.finish)
-            if self.source is not self.blob:
+            if source is not self.blob:
                 await self._read_blob(device)
         except (
             IntegrityError,
@@ -219,6 +223,29 @@ class _LayerCheck:
             self._problems.append(message)
 
 
+class _Windows:
+    """The windows of a layer's spans, from the whole blob that has them: a hundredth of the layer.
+
+    Raises IntegrityError when the blob is another one.
+    """
+
+    def __init__(self, device: Device, data: bytes, name: str) -> None:
+        device.blob.digest.check(data, name)
+        self._spans = device.spans
+        self._data = data
+        self._name = name
+        self._latest = -1, b""
+
+    def of(self, number: int) -> bytes:
+        """The window of a span. Raises IntegrityError."""
+        offset = number * WINDOW_SIZE
+        frame = self._spans[self._spans.covering(offset, 1)[0]]
+        if self._latest[0] != frame.number:
+            stored = self._data[frame.stored_offset : frame.stored_offset + frame.stored_length]
+            self._latest = frame.number, check_and_decode(frame, stored, f"{self._name}: span {frame.number}")
+        return self._latest[1][offset - frame.offset :][:WINDOW_SIZE]
+
+
 class _SpanReader:
     """Takes a stored layer apart as it streams by. For one thread at a time."""
 
@@ -246,6 +273,7 @@ class _SpanReader:
         self._span: Span | None = next(self._spans, None)
         self._buffer = bytearray()
         self._base = 0  # blob offset of the buffer
+        self.windows: _Windows | None = None
         self.checked = 0
 
     def feed(self, data: bytes) -> None:
@@ -288,7 +316,8 @@ class _SpanReader:
     def _check(self, span: Span, stored: bytes) -> None:
         self.checked += 1
         try:
-            plain = check_and_decode(span, stored, f"{self._name}: span {span.number}")
+            window = b"" if self.windows is None else self.windows.of(span.number)
+            plain = check_and_decode(span, stored, f"{self._name}: span {span.number}", window)
         except IntegrityError as error:
             self._problem(error.message)
             self._tar_is_whole = False

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.daemon.layouts import lazy_image, settings_in
 from tests.mount.guarding import guards
+from veneer.convert.sidecar import make_sidecar
 from veneer.image import open_image
 from veneer.mount.backends import Subject, open_mounter
 from veneer.mount.base import Choice, Mounter
@@ -26,7 +27,16 @@ pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 BACKENDS = ("fuse", "erofs-fuse", "erofs-fanotify")
 #: How the image is stored, and what becomes of device nodes; layers without an index never keep them.
-FORMS = (("native", "drop"), ("native", "keep"), ("gzip", "drop"), ("zstd", "drop"), ("none", "drop"))
+FORMS = (
+    ("native", "drop"),
+    ("native", "keep"),
+    ("gzip", "drop"),
+    ("zstd", "drop"),
+    ("none", "drop"),
+    ("gzip with a sidecar", "keep"),
+    ("zstd with a sidecar", "drop"),
+    ("none with a sidecar", "keep"),
+)
 #: FUSE here cannot tell holes, so comparing a file reads all of it; test_fuse.py reads larger ones in places.
 LARGEST = 32 << 20
 
@@ -38,12 +48,16 @@ async def mounted_tree(
     if form == "native":
         image_text = await lazy_image(directory / "image", configured, layers, devices=devices)
     else:
-        write_image(layers, directory / "image", "plain", form)
+        compression, _, sidecar = form.partition(" ")
+        write_image(layers, directory / "image", "plain", compression)
         image_text = f"oci:{directory}/image:plain"
+        if sidecar:
+            await make_sidecar(image_text, configured, push=False, devices=devices)
+    origins = {"with a sidecar": "local"} | ({"": "annotation"} if form == "native" else {})
     mountpoint = directory / "mnt"
     mountpoint.mkdir()
     async with open_store(configured) as store, open_image(image_text, configured, keeper=store) as image:
-        assert image.index_origin == ("annotation" if form == "native" else "streamed")
+        assert image.index_origin == origins.get(form.partition(" ")[2], "streamed")
         attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
         subject = Subject(image.name, image.devices, lambda: image.index, image.identity, store, attached)
         cache_dir = configured.cache_dir
@@ -104,3 +118,4 @@ def test_an_image_of_two_layers(backend: str) -> None:
     assert differences([base, change], "keep", "native", backend) == []
     assert differences([base], "drop", "native", backend) == []
     assert differences([base, change], "drop", "gzip", backend) == []
+    assert differences([base, change], "keep", "gzip with a sidecar", backend) == []

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "VENEER", "main"]
 COMMANDS = {
     "doctor": "Say what works on this machine and how to mend what does not.",
     "convert": "Make an image lazily loadable; it stays an ordinary OCI image.",
+    "index": "Make an image lazily loadable without changing it.",
     "inspect": "Show an image's layers, sizes and index, and how it would be loaded.",
     "ls": "List files of an image without pulling it.",
     "cat": "Print one file of an image without pulling it.",
@@ -30,7 +31,6 @@ COMMANDS = {
     "trace": "Show when what happened in a start, draw it, replay what it read.",
     "pack": "Make a pack of an image for this host: what a start reads, in one piece.",
     "verify": "Check every byte of an image against its index, digests and diffIDs.",
-    "index": "Look into the index of an image.",
     "cache": "Look after the local cache.",
     "registry": "Serve a directory of OCI image layouts as a registry.",
     "lab": "Measure what starts of containers cost, and compare with other systems.",

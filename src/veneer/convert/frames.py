@@ -18,7 +18,16 @@ from veneer.index.model import Codec, LayerTree, SpanTable
 from veneer.index.tar import TarEntry, TarParser
 from veneer.oci.digest import Digest
 
-__all__ = ["BATCH_SIZE", "EMPTY_FRAME", "LEVEL", "Frame", "LayerReader", "SpanRecorder", "compress"]
+__all__ = [
+    "BATCH_SIZE",
+    "EMPTY_FRAME",
+    "LEVEL",
+    "Frame",
+    "LayerReader",
+    "SpanRecorder",
+    "TarIndexer",
+    "compress",
+]
 
 #: zstd level, chosen by measurement: docs/decisions/0003-native-layer-frames.md.
 LEVEL = 9
@@ -52,8 +61,8 @@ def compress(spans: Sequence[bytes], level: int = LEVEL) -> list[Frame]:
 EMPTY_FRAME = zstandard.ZstdCompressor(level=LEVEL).compress(b"")
 
 
-class LayerReader:
-    """Reads a layer's tar once: hash, tree and cuts. For one thread.
+class TarIndexer:
+    """Reads a layer's tar once: hash and tree. For one thread.
 
     Args:
         diff_id: what the tar must hash to.
@@ -67,6 +76,39 @@ class LayerReader:
         self._hasher = diff_id.hasher()
         self._parser = TarParser()
         self._builder = TreeBuilder(devices)
+
+    def feed(self, piece: bytes) -> list[TarEntry]:
+        """Take the next bytes; the entries that they complete."""
+        self._hasher.update(piece)
+        return self._entries(piece)
+
+    def end(self) -> list[TarEntry]:
+        """There are no more bytes; the entries that this completes."""
+        return self._entries(None)
+
+    def finish(self) -> tuple[LayerTree, dict[str, int]]:
+        """The tree and what it does not hold, once the end has come. Checks the diffID."""
+        self._diff_id.check_hash(self._hasher, f"{self._what}: uncompressed bytes (diffID)")
+        try:
+            return self._builder.finish(), dict(self._builder.dropped)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self._what}: {error.message}") from error
+
+    def _entries(self, piece: bytes | None) -> list[TarEntry]:
+        try:
+            entries = self._parser.finish() if piece is None else self._parser.feed(piece)
+            for entry in entries:
+                self._builder.add(entry)
+        except IntegrityError as error:
+            raise IntegrityError(f"{self._what}: {error.message}") from error
+        return entries
+
+
+class LayerReader:
+    """Reads a layer's tar once: hash, tree and cuts. Takes what :class:`TarIndexer` takes. For one thread."""
+
+    def __init__(self, diff_id: Digest, devices: str, what: str) -> None:
+        self._indexer = TarIndexer(diff_id, devices, what)
         self._cutter = SpanCutter()
         self._buffer = bytearray()
         self._base = 0  # stream offset of the buffer
@@ -76,37 +118,22 @@ class LayerReader:
         batch: Frames = []
         size = total = 0
         for piece in pieces:
-            self._hasher.update(piece)
             self._buffer += piece
             total += len(piece)
-            spans = self._take(self._cutter.advance(self._entries(piece), total))
+            spans = self._take(self._cutter.advance(self._indexer.feed(piece), total))
             batch += spans
             size += sum(map(len, spans))
             if size >= BATCH_SIZE:
                 yield batch
                 batch, size = [], 0
-        cuts = self._cutter.advance(self._entries(None), total)
+        cuts = self._cutter.advance(self._indexer.end(), total)
         batch += self._take([*cuts, *self._cutter.finish(total)])
         if batch:
             yield batch
 
     def finish(self) -> tuple[LayerTree, dict[str, int]]:
         """The tree and what it does not hold, once all batches have been taken. Checks the diffID."""
-        self._diff_id.check_hash(self._hasher, f"{self._what}: uncompressed bytes (diffID)")
-        try:
-            return self._builder.finish(), dict(self._builder.dropped)
-        except IntegrityError as error:
-            raise IntegrityError(f"{self._what}: {error.message}") from error
-
-    def _entries(self, piece: bytes | None) -> list[TarEntry]:
-        """The entries that the next piece, or with None the end of the stream, completes."""
-        try:
-            entries = self._parser.finish() if piece is None else self._parser.feed(piece)
-            for entry in entries:
-                self._builder.add(entry)
-        except IntegrityError as error:
-            raise IntegrityError(f"{self._what}: {error.message}") from error
-        return entries
+        return self._indexer.finish()
 
     def _take(self, cuts: Sequence[int]) -> Frames:
         """Cut the beginning of the buffer off at ``cuts``."""

@@ -23,11 +23,12 @@ from veneer.oci.config import ImageConfig
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.mediatypes import VENEER_PACK_ARTIFACT
 from veneer.prefetch.profile import DEFAULT_WORKLOAD, Profile, merge_profiles
+from veneer.prefetch.static.start import Command
 from veneer.settings import Settings
 from veneer.source.base import BlobSource
 from veneer.store.spanstore import open_store
 
-__all__ = ["PackedImage", "Packer"]
+__all__ = ["PackedImage", "Packer", "build_packs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,10 @@ class Packer:
         built: list[BuiltPack] = []
         if profiles or config is not None:
             index = await trio.to_thread.run_sync(tree)
-            built = await self._build(resolved.name, index, sources, profiles, config)
+            command = None if config is None else command_of(config, self._static or ())
+            built = await build_packs(
+                self._settings, self._directory, resolved.name, index, sources, profiles, command
+            )
         for pack in built:
             await self._pusher.data(pack.descriptor, pack.index)
             await self._pusher.data(pack.blob, pack.data)
@@ -136,32 +140,6 @@ class Packer:
         """Make the packs known as referrers of the image, for registries that collect garbage."""
         for blobs in packed.blobs:
             await self._pusher.artifact(blobs, manifest, VENEER_PACK_ARTIFACT)
-
-    async def _build(
-        self,
-        name: str,
-        index: ImageIndex,
-        sources: Sequence[BlobSource],
-        profiles: Sequence[Profile],
-        config: ImageConfig | None,
-    ) -> list[BuiltPack]:
-        packs: list[BuiltPack] = []
-        await trio.to_thread.run_sync(lambda: self._directory.mkdir(parents=True, exist_ok=True))
-        with tempfile.TemporaryDirectory(prefix="pack-", dir=self._directory) as directory:
-            # Not the usual cache: what is read here is of no use to mounts on this machine.
-            settings = replace(self._settings, cache_dir=Path(directory))
-            async with open_store(settings) as store:
-                pairs = zip(index.devices, sources, strict=True)
-                attached = [store.attach(device, source) for device, source in pairs]
-                if config is not None:
-                    command = command_of(config, self._static or ())
-                    static = await look(index, store, attached, command)
-                    # An image of data has nothing to start.
-                    profiles = [*profiles, static] if static.uses else profiles
-                for profile in profiles:
-                    level = STATIC_LEVEL if profile.static else LEVEL
-                    packs.append(await pack_tree(index, name, store, attached, profile, level=level))
-        return packs
 
     async def _copy(self, resolved: ResolvedImage, but: set[str]) -> list[tuple[NamedPack, Descriptor, int]]:
         """Copy the packs of the source, other than those of some workloads. What is wrong is left out."""
@@ -182,3 +160,40 @@ class Packer:
             else:
                 copied.append((pack, blob, found.index.device.spans.size))
         return copied
+
+
+async def build_packs(
+    settings: Settings,
+    directory: Path,
+    name: str,
+    index: ImageIndex,
+    sources: Sequence[BlobSource],
+    profiles: Sequence[Profile],
+    command: Command | None,
+) -> list[BuiltPack]:
+    """A pack for each profile, and a static one of starting ``command`` if that is given.
+
+    Args:
+        settings: how to read.
+        directory: for what is read on the way.
+        name: of the image, for messages.
+        index: its tree.
+        sources: its layers' blobs.
+        profiles: one a workload.
+        command: what the image is started with.
+    """
+    packs: list[BuiltPack] = []
+    await trio.to_thread.run_sync(lambda: directory.mkdir(parents=True, exist_ok=True))
+    with tempfile.TemporaryDirectory(prefix="pack-", dir=directory) as scratch:
+        # Not the usual cache: what is read here is of no use to mounts on this machine.
+        async with open_store(replace(settings, cache_dir=Path(scratch))) as store:
+            pairs = zip(index.devices, sources, strict=True)
+            attached = [store.attach(device, source) for device, source in pairs]
+            if command is not None:
+                static = await look(index, store, attached, command)
+                # An image of data has nothing to start.
+                profiles = [*profiles, static] if static.uses else profiles
+            for profile in profiles:
+                level = STATIC_LEVEL if profile.static else LEVEL
+                packs.append(await pack_tree(index, name, store, attached, profile, level=level))
+    return packs

@@ -6,7 +6,7 @@ the next attempt or for the registry's garbage collection.
 
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -18,13 +18,32 @@ from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import build_manifest
 from veneer.oci.mediatypes import EMPTY_JSON, OCI_MANIFEST, VENEER_INDEX_ARTIFACT
-from veneer.source.base import Repository
+from veneer.source.base import BlobSource, Repository
 
-__all__ = ["Pusher"]
+__all__ = ["EMPTY_CONFIG", "Pusher", "download"]
 
-_EMPTY = b"{}"
+EMPTY_CONFIG = b"{}"
 #: Answers of registries that do not take artifacts of unknown types.
 _REFUSALS = frozenset({400, 405, 406, 415, 422})
+
+
+async def download(
+    source: BlobSource, descriptor: Descriptor, path: Path, received: Callable[[int], None] = lambda _size: None
+) -> None:
+    """Write a blob to a file and check it; ``received`` is told of its bytes so far. Raises IntegrityError."""
+    with BlobFile(path, descriptor.media_type, descriptor.digest.algorithm) as blob:
+        size = 0
+        async with source.stream() as chunks:
+            async for chunk in chunks:
+                await trio.to_thread.run_sync(blob.append, chunk)
+                size += len(chunk)
+                received(size)
+        copied = blob.descriptor()
+        if (copied.digest, copied.size) != (descriptor.digest, descriptor.size):
+            raise IntegrityError(
+                f"{source.name}: expected {descriptor.digest} of {descriptor.size} bytes, "
+                f"got {copied.digest} of {copied.size} bytes"
+            )
 
 
 class Pusher:
@@ -59,17 +78,8 @@ class Pusher:
             return
         await trio.to_thread.run_sync(lambda: self._directory.mkdir(parents=True, exist_ok=True))
         with tempfile.TemporaryDirectory(prefix="copy-", dir=self._directory) as directory:
-            source, path = self._origin.blob(descriptor), Path(directory) / "blob"
-            with BlobFile(path, descriptor.media_type, descriptor.digest.algorithm) as blob:
-                async with source.stream() as chunks:
-                    async for chunk in chunks:
-                        await trio.to_thread.run_sync(blob.append, chunk)
-                copied = blob.descriptor()
-            if (copied.digest, copied.size) != (descriptor.digest, descriptor.size):
-                raise IntegrityError(
-                    f"{source.name}: expected {descriptor.digest} of {descriptor.size} bytes, "
-                    f"got {copied.digest} of {copied.size} bytes"
-                )
+            path = Path(directory) / "blob"
+            await download(self._origin.blob(descriptor), descriptor, path)
             await self.file(descriptor, path)
 
     async def artifact(
@@ -80,10 +90,10 @@ class Pusher:
         A registry that refuses it costs nothing but garbage collection's knowledge of the blobs, since the
         image's annotations name them as well.
         """
-        config = Descriptor(EMPTY_JSON, Digest.of(_EMPTY), len(_EMPTY))
+        config = Descriptor(EMPTY_JSON, Digest.of(EMPTY_CONFIG), len(EMPTY_CONFIG))
         data = build_manifest(config, blobs, subject=subject, artifact_type=artifact_type)
         try:
-            await self.data(config, _EMPTY)
+            await self.data(config, EMPTY_CONFIG)
             await self._destination.push_manifest(data, OCI_MANIFEST)
         except RegistryError as error:
             if error.status not in _REFUSALS:

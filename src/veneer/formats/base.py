@@ -71,10 +71,12 @@ class IndexLocation:
         origin: ``annotation`` (the manifest names it), ``referrer`` (it names the manifest), ``local`` (this
             host made it earlier) or ``streamed`` (this host makes it now, from the layers themselves).
         descriptor: of the index blob; None when there is no such blob.
+        packs: indexes of packs that are named together with the index, and are believed as much.
     """
 
     origin: str
     descriptor: Descriptor | None = None
+    packs: tuple[Descriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +90,7 @@ class OpenedIndex:
         layers: decodes the trees, over the same devices. Blocks; raises IntegrityError.
         identity: digest of all that the index says.
         sources: where what the spans call stored bytes is read, one a device; None: in the layers' blobs.
+        windows: where the windows of its spans are read, for devices that have some; one a device, or none at all.
         artifact: all of that as one blob for :class:`~veneer.index.wire.PackedIndex`; None where it is none.
     """
 
@@ -98,6 +101,7 @@ class OpenedIndex:
     identity: Digest
     sources: tuple[BlobSource, ...] | None = None
     artifact: bytes | None = None
+    windows: tuple[BlobSource | None, ...] = ()
 
 
 class LayerFormat(Protocol):
@@ -116,3 +120,6 @@ class LayerFormat(Protocol):
 
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
         """The index that was detected, its trees unseen. Raises IntegrityError or UnsupportedFormat."""
+
+    async def reject(self, manifest: Manifest) -> None:
+        """Take note that what was detected is wrong, so that it is not detected again without asking."""

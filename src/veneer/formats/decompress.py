@@ -19,7 +19,7 @@ from isal import isal_zlib
 
 from veneer.errors import IntegrityError, UnsupportedFormat
 
-__all__ = ["MAX_PLAIN_SIZE", "PIECE_SIZE", "plain_pieces"]
+__all__ = ["MAX_PLAIN_SIZE", "PIECE_SIZE", "frame_boundaries", "plain_pieces"]
 
 Read = Callable[[int], bytes]
 
@@ -229,6 +229,28 @@ class _FrameBoundary:
     def at_boundary(self) -> bool:
         """Whether at least one byte came, and the last one ended a frame."""
         return self._started and self._want.between and not self._skip and not self._held
+
+
+def frame_boundaries(stored: IO[bytes], size: int, what: str) -> Iterator[int]:
+    """Where the zstd frames of a file of ``size`` bytes begin, skippable ones too, and where the last one ends.
+
+    Reads headers only, so what is between them is anything. Raises IntegrityError when the file ends elsewhere.
+    """
+    walk = _walk_frames()
+    want, at = next(walk), 0
+    while at + want.skip <= size:
+        at += want.skip
+        if want.between:
+            yield at
+            if at == size and size:
+                return
+        stored.seek(at)
+        header = stored.read(want.length)
+        if len(header) < want.length:
+            break
+        at += want.length
+        want = walk.send(header)
+    raise IntegrityError(f"{what}: zstd stream ends early, or goes on after its last frame")
 
 
 def _walk_frames() -> Generator[_Want, bytes, None]:

@@ -1,23 +1,45 @@
-"""Native images: ordinary zstd layers, and one index blob that says how all of them are cut.
+"""Images with an index blob that says how all of their layers are cut.
 
-The index is named by the manifest annotation ``dev.veneer.index`` (the JSON text of its descriptor, covered by
-whatever covers the manifest), or by an artifact whose subject is the manifest. The blob is specified in
-docs/reference/index-format.md.
+The index of a converted image is named by the manifest annotation ``dev.veneer.index`` (the JSON text of its
+descriptor, covered by whatever covers the manifest). That of an image as it is, its sidecar, was made by this
+host, or is named by an artifact whose subject is the manifest, together with the windows of gzip layers and
+with packs. The blob is specified in docs/reference/index-format.md.
 """
 
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from veneer.errors import IntegrityError, NotFound, UnsupportedFormat, UsageError
+from veneer.errors import (
+    CacheError,
+    IntegrityError,
+    NotFound,
+    RegistryError,
+    UnsupportedFormat,
+    UsageError,
+)
 from veneer.formats.base import ImageContents, IndexLocation, OpenedIndex
+from veneer.formats.kept import KeptSidecars, Sidecar
 from veneer.formats.sections import MIN_INDEX_SIZE, SectionCache
+from veneer.index.model import Device
 from veneer.index.wire import PackedIndex
 from veneer.oci.canonical import parse_json
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
-from veneer.oci.mediatypes import ANNOTATION_INDEX, VENEER_INDEX, VENEER_INDEX_ARTIFACT
+from veneer.oci.mediatypes import (
+    ANNOTATION_INDEX,
+    VENEER_INDEX,
+    VENEER_INDEX_ARTIFACT,
+    VENEER_PACK_INDEX,
+    VENEER_WINDOWS,
+)
+from veneer.source.base import BlobSource
+from veneer.source.tasks import run_all
 
 __all__ = ["ANNOTATION_HEADER", "MAX_INDEX_SIZE", "NativeFormat"]
 
@@ -29,29 +51,67 @@ MAX_INDEX_SIZE = 128 << 20
 _MAX_ANNOTATION = 4 << 10
 #: Artifacts that are looked at: anybody who may push to the repository can add more.
 _MAX_REFERRERS = 8
+#: How long a sidecar that was found is used before it is looked whether there is a better one.
+_FRESH_S = 24 * 3600
+
+_log = logging.getLogger(__name__)
 
 
 class NativeFormat:
-    """Recognises and opens native images; ``directory`` keeps index sections."""
+    """Recognises and opens images with an index.
+
+    Args:
+        directory: keeps index sections.
+        kept: the sidecars that this host knows.
+        referrers: whether sidecars in the registry, which the manifest does not name, are used.
+    """
 
     name = "native"
-    looked_for = f"the annotation {ANNOTATION_INDEX} and referrers of type {VENEER_INDEX_ARTIFACT}"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kept: KeptSidecars, *, referrers: bool = True) -> None:
         self._sections = SectionCache(directory)
+        self._kept = kept
+        self._referrers = referrers
+
+    @property
+    def looked_for(self) -> str:
+        """See :class:`~veneer.formats.base.LayerFormat`."""
+        asked = f"and referrers of type {VENEER_INDEX_ARTIFACT}" if self._referrers else "but no referrers"
+        return f"the annotation {ANNOTATION_INDEX} {asked}"
 
     async def detect(self, contents: ImageContents, manifest: Manifest) -> IndexLocation | None:
-        """By the annotation, which costs nothing, or else by referrers, which cost two requests."""
+        """By the annotation or what is known here, which cost nothing, else by referrers: two requests."""
         if (text := manifest.annotations.get(ANNOTATION_INDEX)) is not None:
             return IndexLocation("annotation", _annotated(text))
+        known = await trio.to_thread.run_sync(self._kept.find, manifest.digest)
+        if known is not None and known.origin == "referrer" and not self._referrers:
+            known = None
+        if self._referrers and (known is None or not _is_fresh(known)):
+            try:
+                known = await self._find_referrer(contents, manifest) or known
+            except RegistryError as error:
+                if known is None or not error.temporary:
+                    raise
+                _log.warning("using the sidecar known since %d: %s", known.seen_s, error)
+        return None if known is None else IndexLocation(known.origin, known.index, known.packs)
+
+    async def reject(self, manifest: Manifest) -> None:
+        """Ask for referrers again the next time."""
+        await trio.to_thread.run_sync(self._kept.forget, manifest.digest)
+
+    async def _find_referrer(self, contents: ImageContents, manifest: Manifest) -> Sidecar | None:
         referrers = await contents.repository.referrers(manifest.digest, VENEER_INDEX_ARTIFACT)
-        for referrer in referrers[:_MAX_REFERRERS]:
-            raw = await contents.manifest(referrer, f"index artifact {referrer.digest}")
-            artifact = Manifest.parse(raw, referrer.media_type)
-            says_so = artifact.subject is not None and artifact.subject.digest == manifest.digest
-            if says_so and len(artifact.layers) == 1 and artifact.layers[0].media_type == VENEER_INDEX:
-                return IndexLocation("referrer", artifact.layers[0])
-        return None
+        reads = [partial(_sidecar, contents, manifest, one) for one in referrers[:_MAX_REFERRERS]]
+        found = [one for one in await run_all(reads) if one is not None]
+        if not found:
+            return None
+        # Whoever made one with more packs did so later, or knew more; among equals any, but always the same.
+        sidecar = max(found, key=lambda one: (len(one.packs), one.index.digest.hex))
+        try:
+            await trio.to_thread.run_sync(self._kept.keep, manifest.digest, sidecar)
+        except CacheError as error:
+            _log.warning("%s", error)
+        return sidecar
 
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
         """Fetch the index, as little of it as possible, and decode all but the trees."""
@@ -59,6 +119,9 @@ class NativeFormat:
         if descriptor is None:
             raise ValueError("a native index is a blob")
         known = data = await contents.known(descriptor)
+        if data is None and (blob := await trio.to_thread.run_sync(self._kept.blob, descriptor)) is not None:
+            data = await blob.read(0, blob.size)
+            descriptor.digest.check(data, f"index {blob.name}")
         if data is None:
             data = await self._fetch(contents, manifest, descriptor)
         packed = await trio.to_thread.run_sync(PackedIndex.parse, data)
@@ -68,9 +131,20 @@ class NativeFormat:
             sum(section.stored_length for section in (record.tree, record.spans, record.aux) if section)
             for record in packed.header.layers
         )
+        windows = await trio.to_thread.run_sync(self._windows, contents, packed.devices)
         return OpenedIndex(
-            packed.devices, packed.policy, sizes, packed.layers, descriptor.digest, artifact=data
+            packed.devices,
+            packed.policy,
+            sizes,
+            packed.layers,
+            descriptor.digest,
+            artifact=data,
+            windows=windows,
         )
+
+    def _windows(self, contents: ImageContents, devices: Sequence[Device]) -> tuple[BlobSource | None, ...]:
+        blobs = (one.windows and one.windows.blob for one in devices)
+        return tuple(blob and (self._kept.blob(blob) or contents.repository.blob(blob)) for blob in blobs)
 
     async def _fetch(self, contents: ImageContents, manifest: Manifest, descriptor: Descriptor) -> bytes:
         what = f"index of {contents.repository.name}@{manifest.digest}"
@@ -104,6 +178,28 @@ class NativeFormat:
             return None  # fetched as a whole next, which says what is wrong if it is wrong there too
         await contents.keep(descriptor, data)
         return data
+
+
+def _is_fresh(sidecar: Sidecar) -> bool:
+    return sidecar.origin == "local" or 0 <= time.time() - sidecar.seen_s < _FRESH_S
+
+
+async def _sidecar(contents: ImageContents, manifest: Manifest, referrer: Descriptor) -> Sidecar | None:
+    """The sidecar that an artifact is, or None if it is something else."""
+    try:
+        raw = await contents.manifest(referrer, f"index artifact {referrer.digest}")
+        artifact = Manifest.parse(raw, referrer.media_type)
+    except (IntegrityError, NotFound, UnsupportedFormat) as error:
+        _log.warning("left out a referrer of %s: %s", manifest.digest, error)
+        return None
+    blobs: dict[str, list[Descriptor]] = {VENEER_INDEX: [], VENEER_WINDOWS: [], VENEER_PACK_INDEX: []}
+    for blob in artifact.layers:
+        blobs.get(blob.media_type, []).append(blob)
+    says_so = artifact.subject is not None and artifact.subject.digest == manifest.digest
+    if not says_so or len(blobs[VENEER_INDEX]) != 1:
+        return None
+    windows, packs = tuple(blobs[VENEER_WINDOWS]), tuple(blobs[VENEER_PACK_INDEX])
+    return Sidecar("referrer", blobs[VENEER_INDEX][0], windows, packs, int(time.time()))
 
 
 def _annotated(text: str) -> Descriptor:

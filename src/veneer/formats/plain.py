@@ -70,6 +70,9 @@ class KnownFormat:
             raise IntegrityError(f"the index of {contents.repository.name}@{manifest.digest} has just vanished")
         return opened(records, contents)
 
+    async def reject(self, manifest: Manifest) -> None:
+        """See :class:`~veneer.formats.base.LayerFormat`: what is made here is not rejected."""
+
     def _load(self, layers: Sequence[Descriptor], diff_ids: Sequence[Digest]) -> list[LayerRecord] | None:
         records: list[LayerRecord] = []
         for layer, diff_id in zip(layers, diff_ids, strict=True):
@@ -119,6 +122,9 @@ class StreamedFormat:
         return opened(
             await run_all([partial(self._layer, contents, capacity, *pair) for pair in pairs]), contents
         )
+
+    async def reject(self, manifest: Manifest) -> None:
+        """See :class:`~veneer.formats.base.LayerFormat`: what is made here is not rejected."""
 
     async def _layer(
         self, contents: ImageContents, capacity: Capacity, layer: Descriptor, diff_id: Digest

@@ -20,7 +20,7 @@ from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
 from veneer.oci.reference import LayoutReference, RegistryReference
-from veneer.source.base import BlobSource, Repository
+from veneer.source.base import BlobSource, Repository, WithWindows
 from veneer.transport import TransportStats
 
 __all__ = ["Image", "LayerNote", "Reference"]
@@ -110,7 +110,10 @@ class Image:
         self.policy: MetadataPolicy = opened.policy
         self.identity: Digest = opened.identity
         self.blobs: tuple[BlobSource, ...] = tuple(map(repository.blob, manifest.layers))
-        self.sources: tuple[BlobSource, ...] = opened.sources or self.blobs
+        self.sources: tuple[BlobSource, ...] = opened.sources or tuple(
+            blob if windows is None else WithWindows(blob, windows)
+            for blob, windows in zip(self.blobs, opened.windows or [None] * len(self.blobs), strict=True)
+        )
         self.artifact: bytes | None = opened.artifact
         self._decode: Callable[[], tuple[LayerIndex, ...]] = opened.layers
         self._index: ImageIndex | None = None

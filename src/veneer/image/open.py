@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import trio
 
-from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.errors import IntegrityError, NotFound, UnsupportedFormat
 from veneer.events import Notice, Reporter, silent
 from veneer.formats.base import DeviceKeeper, IndexLocation, LayerFormat, OpenedIndex
+from veneer.formats.kept import KeptSidecars
 from veneer.formats.native import NativeFormat
 from veneer.formats.plain import KnownFormat, StreamedFormat
 from veneer.image.contents import Contents
@@ -47,6 +48,7 @@ __all__ = [
     "MAX_NESTING",
     "ResolvedImage",
     "find_manifest",
+    "kept_sidecars",
     "open_image",
     "open_repository",
     "resolve_image",
@@ -189,33 +191,16 @@ async def load_image(
     ``pack``, ``timing`` and ``keeper`` are those of :func:`open_image`.
     """
     contents, manifest = resolved.contents, resolved.manifest
-    found: list[tuple[LayerFormat, IndexLocation, OpenedIndex]] = []
-    configs: list[ImageConfig] = []
-    packs: list[FoundPack] = []
-
-    async def index() -> None:
-        with timing.phase("index"):
-            found.append(await _find_index(resolved, layer_formats(settings, keeper, report)))
-
-    async def config() -> None:
-        with timing.phase("config"):
-            configs.append(await load_config(resolved))
-
-    async def pack_index(pack: str | NamedPack) -> None:
-        with timing.phase("pack index"):
-            await _find_pack(resolved, settings, pack, report, packs)
-
+    search = _Search(resolved, settings, report, timing)
     async with open_nursery() as nursery:
-        nursery.start_soon(index)
-        nursery.start_soon(config)
+        nursery.start_soon(search.index, layer_formats(settings, keeper, report))
+        nursery.start_soon(search.config)
         if pack is not None:
-            nursery.start_soon(pack_index, pack)
-    (layer_format, location, opened), image_config = found[0], configs[0]
-    check_binding(opened.devices, manifest, image_config, f"index of {resolved.name}")
-    if not packs and isinstance(pack, str):
-        by_layer = await find_pack_by_layer(contents, manifest, image_config.diff_ids, settings.cache_dir, pack)
-        packs += [by_layer] if by_layer is not None else []
-    found_pack = _fitting(packs, opened.devices, report, exactly=isinstance(pack, NamedPack))
+            nursery.start_soon(search.pack, pack)
+    layer_format, location, opened, image_config = search.result()
+    if isinstance(pack, str):
+        await search.pack_by_layer(pack, image_config)
+    found_pack = search.fitting(opened.devices, location, exactly=isinstance(pack, NamedPack))
     if not image_config.platform.matches(settings.platform):
         report(Notice(f"{resolved.reference} is for {image_config.platform}, not for {settings.platform}"))
     return Image(
@@ -233,34 +218,109 @@ async def load_image(
     )
 
 
-async def _find_pack(
-    resolved: ResolvedImage,
-    settings: Settings,
-    wanted: str | NamedPack,
-    report: Reporter,
-    found: list[FoundPack],
-) -> None:
-    where = resolved.contents, resolved.manifest, settings.cache_dir
-    if isinstance(wanted, NamedPack):
-        found.append(await open_pack(*where, wanted))
-    elif (pack := await find_pack(*where, wanted, report)) is not None:
-        found.append(pack)
+class _Search:
+    """What is looked for at the same time: the index of an image, its config, a pack."""
 
+    def __init__(self, resolved: ResolvedImage, settings: Settings, report: Reporter, timing: Timing) -> None:
+        self._resolved = resolved
+        self._settings = settings
+        self._report = report
+        self._timing = timing
+        self._found: tuple[LayerFormat, IndexLocation, OpenedIndex] | None = None
+        self._config: ImageConfig | None = None
+        self._pack: FoundPack | None = None
+        self._configured, self._located = trio.Event(), trio.Event()
+        self._location: IndexLocation | None = None
 
-def _fitting(
-    found: Sequence[FoundPack], devices: Sequence[Device], report: Reporter, *, exactly: bool
-) -> FoundPack | None:
-    """The pack if there is one and it is about these layers; the error is raised when it is to be that one."""
-    for pack in found:
+    async def config(self) -> None:
+        with self._timing.phase("config"):
+            self._config = await load_config(self._resolved)
+        self._configured.set()
+
+    async def index(self, formats: Sequence[LayerFormat]) -> None:
+        """Find the index, in the first of the formats that has a right one."""
+        with self._timing.phase("index"):
+            self._found = await self._find_index(formats)
+
+    async def pack(self, wanted: str | NamedPack) -> None:
+        """Find a pack: this one, or the one for a workload."""
+        where = self._resolved.contents, self._resolved.manifest, self._settings.cache_dir
+        with self._timing.phase("pack index"):
+            if isinstance(wanted, NamedPack):
+                self._pack = await open_pack(*where, wanted)
+                return
+            # It is known where the index is before any of it has come, and packs may be named there.
+            await self._located.wait()
+            beside = self._location.packs if self._location is not None else ()
+            self._pack = await find_pack(*where, wanted, self._report, beside)
+
+    async def pack_by_layer(self, workload: str, config: ImageConfig) -> None:
+        """Where the image has no pack, take one that is known of its layers."""
+        if self._pack is None:
+            where = self._resolved.contents, self._resolved.manifest
+            cache_dir = self._settings.cache_dir
+            self._pack = await find_pack_by_layer(*where, config.diff_ids, cache_dir, workload)
+
+    def result(self) -> tuple[LayerFormat, IndexLocation, OpenedIndex, ImageConfig]:
+        """The index and the config, once both have been found."""
+        if self._found is None or self._config is None:
+            raise AssertionError("a search that failed has raised")
+        return *self._found, self._config
+
+    def fitting(self, devices: Sequence[Device], location: IndexLocation, *, exactly: bool) -> FoundPack | None:
+        """The pack if there is one and it is about these layers; or its error, if it is to be that one."""
+        if (pack := self._pack) is None:
+            return None
         try:
             check_fits(pack, devices)
+            if pack.named.origin == "referrer" and location.origin != "referrer":
+                raise IntegrityError("the index that it came with is not used")
         except IntegrityError as error:
             if exactly:
                 raise
-            report_unused(pack.named.workload, error, report)
-        else:
-            return pack
-    return None
+            report_unused(pack.named.workload, error, self._report)
+            return None
+        return pack
+
+    async def _find_index(
+        self, formats: Sequence[LayerFormat]
+    ) -> tuple[LayerFormat, IndexLocation, OpenedIndex]:
+        resolved = self._resolved
+        contents, manifest = resolved.contents, resolved.manifest
+        try:
+            for layer_format in formats:
+                location = await layer_format.detect(contents, manifest)
+                if location is None:
+                    continue
+                self._location = self._location or location
+                self._located.set()
+                try:
+                    opened = await layer_format.open(contents, manifest, location)
+                    await self._check(opened)
+                except (IntegrityError, NotFound, UnsupportedFormat) as error:
+                    if location.origin != "referrer":
+                        raise
+                    # Whoever may push can add a referrer: a bad one must not make an image worse than without.
+                    notice = f"the index that refers to {resolved.name} is not used: {error.message}"
+                    self._report(Notice(notice))
+                    await layer_format.reject(manifest)
+                    continue
+                return layer_format, location, opened
+        finally:
+            self._located.set()
+        looked_for = "; ".join(layer_format.looked_for for layer_format in formats)
+        raise UnsupportedFormat(
+            f"{resolved.name} has no index (looked for {looked_for})",
+            hint=f"make one: veneer index {resolved.reference}, "
+            f"or a lazily loadable copy: veneer convert {resolved.reference} DESTINATION; "
+            "or mount it as it is, which downloads all of its layers once",
+        )
+
+    async def _check(self, opened: OpenedIndex) -> None:
+        await self._configured.wait()
+        if self._config is not None:
+            what = f"index of {self._resolved.name}"
+            check_binding(opened.devices, self._resolved.manifest, self._config, what)
 
 
 async def load_config(resolved: ResolvedImage) -> ImageConfig:
@@ -280,25 +340,18 @@ def layer_formats(settings: Settings, keeper: DeviceKeeper | None, report: Repor
     records = settings.cache_dir / "layers"
     formats: tuple[LayerFormat, ...] = (
         KnownFormat(records, keeper),
-        NativeFormat(settings.cache_dir / "sections"),
+        NativeFormat(
+            settings.cache_dir / "sections",
+            kept_sidecars(settings),
+            referrers=settings.referrers == "accept",
+        ),
     )
     return formats if keeper is None else (*formats, StreamedFormat(records, keeper, report))
 
 
-async def _find_index(
-    resolved: ResolvedImage, formats: Sequence[LayerFormat]
-) -> tuple[LayerFormat, IndexLocation, OpenedIndex]:
-    for layer_format in formats:
-        location = await layer_format.detect(resolved.contents, resolved.manifest)
-        if location is not None:
-            opened = await layer_format.open(resolved.contents, resolved.manifest, location)
-            return layer_format, location, opened
-    looked_for = "; ".join(layer_format.looked_for for layer_format in formats)
-    raise UnsupportedFormat(
-        f"{resolved.name} has no index (looked for {looked_for})",
-        hint=f"make a lazily loadable copy: veneer convert {resolved.reference} DESTINATION; "
-        "or mount it as it is, which downloads all of its layers once",
-    )
+def kept_sidecars(settings: Settings) -> KeptSidecars:
+    """The sidecars that this host knows."""
+    return KeptSidecars(settings.cache_dir / "sidecars")
 
 
 def check_binding(devices: Sequence[Device], manifest: Manifest, config: ImageConfig, what: str) -> None:
@@ -325,7 +378,7 @@ def _notes(
     reason = {
         "annotation": "the manifest names an index that covers it",
         "referrer": "an index that covers it refers to the manifest",
-        "local": "this host has streamed and indexed it before",
+        "local": "this host has indexed it before",
         "streamed": "no index covers it: this host has streamed and indexed it",
     }[location.origin]
     return tuple(

@@ -1,9 +1,10 @@
 """Packs of an image: which there are, and whom they are believed.
 
 A pack's bytes stand for those of layers, so it is used only if its index is named by the image's manifest (the
-annotation ``dev.veneer.pack``: what covers the manifest covers it), or if this host made it (it is below
-``packs`` in the cache directory). It has to be about layers that the image has. A pack that is missing, damaged
-or stale is told and left out: it costs time and nothing else.
+annotation ``dev.veneer.pack``: what covers the manifest covers it), if it came in one artifact with the index
+that is used (both can lie until a layer is complete, so it is believed as much), or if this host made it (it is
+below ``packs`` in the cache directory). It has to be about layers that the image has. A pack that is missing,
+damaged or stale is told and left out: it costs time and nothing else.
 """
 
 import logging
@@ -71,7 +72,7 @@ class NamedPack:
 
     Args:
         workload: what it is for.
-        origin: ``annotation`` or ``local``.
+        origin: ``annotation``, ``referrer`` (beside an index that refers to the image) or ``local``.
         descriptor: of its index.
         image: of one that this host made for another image: digest of the manifest of that.
     """
@@ -134,11 +135,15 @@ def annotated_packs(manifest: Manifest) -> tuple[NamedPack, ...]:
     named: dict[str, NamedPack] = {}
     for entry in entries:
         descriptor = Descriptor.from_json(entry, what)
-        workload = descriptor.annotations.get(ANNOTATION_WORKLOAD, DEFAULT_WORKLOAD)
+        workload = _workload(descriptor)
         if workload in named:
             raise IntegrityError(f"{what} names the workload {workload[:64]!r} twice")
         named[workload] = NamedPack(workload, "annotation", descriptor)
     return tuple(named.values())
+
+
+def _workload(descriptor: Descriptor) -> str:
+    return descriptor.annotations.get(ANNOTATION_WORKLOAD, DEFAULT_WORKLOAD)
 
 
 def packs_annotation(packs: Sequence[NamedPack]) -> str:
@@ -157,16 +162,23 @@ def packs_annotation(packs: Sequence[NamedPack]) -> str:
 
 
 async def find_pack(
-    contents: Contents, manifest: Manifest, cache_dir: Path, workload: str, report: Reporter
+    contents: Contents,
+    manifest: Manifest,
+    cache_dir: Path,
+    workload: str,
+    report: Reporter,
+    beside: Sequence[Descriptor] = (),
 ) -> FoundPack | None:
     """The pack for a workload: one that the manifest names, else one that this host made, else None.
 
-    A static one that the manifest names comes last: converting makes one unasked. What is wrong with a pack is
-    reported. Raises UsageError for what is no name of a workload.
+    Those ``beside`` an index that refers to the image count as named by it. A static one that the manifest
+    names comes last: converting makes one unasked. What is wrong with a pack is reported. Raises UsageError for
+    what is no name of a workload.
     """
     check_workload(workload)
     try:
-        named = next((pack for pack in annotated_packs(manifest) if pack.workload == workload), None)
+        every = (*annotated_packs(manifest), *(NamedPack(_workload(one), "referrer", one) for one in beside))
+        named = next((pack for pack in every if pack.workload == workload), None)
         if named is None or named.static:
             named = await trio.to_thread.run_sync(local_pack, cache_dir, manifest.digest, workload) or named
         return None if named is None else await open_pack(contents, manifest, cache_dir, named)

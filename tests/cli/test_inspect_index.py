@@ -1,4 +1,4 @@
-"""``veneer index show``: the index of an image as JSON, merged and by layer."""
+"""``veneer inspect --index``: the index of an image as JSON, merged and by layer."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Show = Callable[..., Any]
 
 @pytest.fixture
 def show(tmp_path: Path) -> Show:
-    """``veneer index show`` of a converted image of two layers."""
+    """``veneer inspect --index`` of a converted image of two layers."""
     lower = (TarItem(b"etc", "dir", mode=0o755), TarItem(b"etc/\xff", content=b"text"), TarItem(b"gone"))
     upper = (whiteout(b"gone"), TarItem(b"sym", "symlink", link=b"etc"))
     write_image([lower, upper], tmp_path / "images", "plain")
@@ -28,7 +28,9 @@ def show(tmp_path: Path) -> Show:
         return result.stdout
 
     run("convert", f"oci:{tmp_path}/images:plain", f"oci:{tmp_path}/images:native", "--no-progress")
-    return lambda *options: json.loads(run("index", "show", f"oci:{tmp_path}/images:native", *options))
+    return lambda *options: json.loads(
+        run("inspect", f"oci:{tmp_path}/images:native", *(options or ("--index", "image")))
+    )
 
 
 def test_the_merged_image_is_shown_with_extents_and_spans(show: Show) -> None:
@@ -40,11 +42,11 @@ def test_the_merged_image_is_shown_with_extents_and_spans(show: Show) -> None:
     spans = document["devices"][extent["device"]]["spans"]
     assert any(span["offset"] <= extent["offset"] < span["offset"] + span["length"] for span in spans)
     assert document["origin"] == "annotation"
-    assert show("--json") == document
+    assert show("--index", "image", "--json") == document
 
 
 def test_layers_are_shown_as_the_index_has_them(show: Show) -> None:
-    lower, upper = show("--layers")["layers"]
+    lower, upper = show("--index", "layers")["layers"]
     assert [row["path"] for row in lower["rows"]] == ["", "etc", "gone", "etc/\ufffd"]
     assert [(row["path"], row["type"]) for row in upper["rows"]] == [
         ("", "implicit directory"),

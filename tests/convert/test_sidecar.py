@@ -1,0 +1,397 @@
+"""Sidecars: images as they are, made lazily loadable from beside; right ones, and those that are not."""
+
+import gzip
+import json
+import random
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import zstandard
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests.convert.layouts import Layout
+from veneer.convert.convert import convert
+from veneer.convert.sidecar import IndexedImage, make_sidecar
+from veneer.errors import IntegrityError, RegistryError, UnsupportedFormat, UsageError
+from veneer.events import Event, Notice
+from veneer.image import Image, open_image
+from veneer.image.files import read_file
+from veneer.image.open import kept_sidecars
+from veneer.index.wire import encode_tree
+from veneer.oci.digest import Digest
+from veneer.prefetch.profile import Profile, Use
+from veneer.settings import Settings
+from veneer.store.spanstore import open_store
+from veneer.testing.actions import DropHeader, FlipBit, Status
+from veneer.testing.images import Layer, random_layers, write_image
+from veneer.testing.registry import ScriptedRegistry, scripted_registry
+from veneer.testing.tars import TarItem, tar
+from veneer.verify import verify_image
+
+pytestmark = pytest.mark.network
+
+RANDOM = random.Random(5)
+TEXT = b" ".join(b"%d words" % RANDOM.getrandbits(30) for _ in range(160_000))
+BASE = (
+    TarItem(b"etc", "dir", mode=0o755),
+    TarItem(b"etc/release", content=b"ID=test\n"),
+    TarItem(b"noise", content=RANDOM.randbytes(1_500_000)),
+    TarItem(b"text", content=TEXT),
+    TarItem(b"null", "char", rdev=(1, 3)),
+)
+TOP = (TarItem(b"etc/more", content=b"more"), TarItem(b"bin", "symlink", link=b"usr/bin"))
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Layout:
+    """What the registry serves as ``app``: images that nobody has converted."""
+    layout = Layout(tmp_path / "registry/app")
+    for compression in ("gzip", "zstd", "none"):
+        write_image([BASE, TOP], layout.path, compression, compression)
+    return layout
+
+
+@pytest.fixture
+async def registry(tmp_path: Path, app: Layout) -> AsyncIterator[ScriptedRegistry]:
+    async with scripted_registry(tmp_path / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
+    """Another host."""
+    return replace(settings, cache_dir=tmp_path / "other-cache")
+
+
+async def content(image: Image, settings: Settings, path: bytes) -> bytes:
+    pieces: list[bytes] = []
+    async with open_store(settings) as store:
+        pieces += [piece async for piece in read_file(image, store, path)]
+    return b"".join(pieces)
+
+
+async def trees(image: Image) -> list[bytes]:
+    return [encode_tree(layer.tree) for layer in await image.layer_indexes()]
+
+
+async def convert_trees(reference: str, settings: Settings, directory: Path, devices: str) -> list[bytes]:
+    await convert(reference, f"oci:{directory}/converted:v1", settings, devices=devices)
+    async with open_image(f"oci:{directory}/converted:v1", settings) as image:
+        return await trees(image)
+
+
+@given(
+    layers=random_layers(),
+    compression=st.sampled_from(["gzip", "zstd", "none"]),
+    devices=st.sampled_from(["drop", "keep"]),
+)
+@hypothesis_settings(
+    deadline=None,
+    max_examples=15,
+    phases=[Phase.generate],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+    ],
+)
+def test_trees_are_those_of_a_converted_image(
+    layers: list[Layer],
+    compression: str,
+    devices: str,
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("random")
+    host = replace(settings, cache_dir=directory / "cache")
+    write_image(layers, directory / "image", "v1", compression)
+    reference = f"oci:{directory}/image:v1"
+
+    async def check() -> None:
+        made = await make_sidecar(reference, host, push=False, devices=devices)
+        async with open_image(reference, host) as image:
+            assert image.index_origin == "local"
+            assert image.policy.devices == devices
+            assert dict(image.policy.dropped) == dict(made.dropped)
+            assert (await verify_image(image)).ok
+            assert await trees(image) == await convert_trees(reference, host, directory, devices)
+
+    trio.run(check)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+async def test_a_pushed_sidecar_is_found_and_read_by_every_host(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings, compression: str
+) -> None:
+    reference = f"{registry.host}/app:{compression}"
+    before = app.manifest(compression)
+    made = await make_sidecar(reference, settings, push=True)
+    assert made.artifact is not None
+    assert app.manifest(compression) == before
+    assert (await make_sidecar(reference, settings, push=True)).artifact == made.artifact
+    del registry.requests[:]
+    async with open_image(reference, elsewhere) as image:
+        # Manifest, referrers and at the same time config, the artifact, index.
+        kinds = [record.path.split("/")[-2] for record in registry.requests]
+        assert sorted(kinds) == ["blobs", "blobs", "manifests", "manifests", "referrers"]
+        assert image.index_origin == "referrer"
+        assert await content(image, elsewhere, b"etc/release") == b"ID=test\n"
+        stored = sum(layer["size"] for layer in before["layers"])
+        fetched = sum(record.bytes_sent for record in registry.asked("GET", "/blobs/"))
+        if compression != "zstd":  # one frame, which cannot be entered
+            assert fetched < stored / 2
+        assert await content(image, elsewhere, b"text") == TEXT
+
+
+async def test_a_sidecar_of_this_host_needs_no_request(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=False)
+    assert made.artifact is None
+    del registry.requests[:]
+    async with open_image(reference, settings) as image:
+        assert image.index_origin == "local"
+        assert [record.path for record in registry.requests] == ["/v2/app/manifests/gzip"]
+        assert await content(image, settings, b"text") == TEXT
+    layers = {layer["digest"] for layer in app.manifest("gzip")["layers"]}
+    assert {record.path.rpartition("/")[2] for record in registry.requests[1:]} == layers - {
+        app.manifest("gzip")["layers"][1]["digest"]
+    }
+    for path in kept_sidecars(settings)._directory.rglob("blobs/*/*"):
+        path.unlink()
+    with pytest.raises(UnsupportedFormat, match="veneer"):
+        async with open_image(reference, settings):
+            pass
+
+
+async def test_what_was_found_is_remembered_and_can_be_refused(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere):
+        pass
+    del registry.requests[:]
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+    assert [record.path for record in registry.requests] == ["/v2/app/manifests/gzip"]
+    with pytest.raises(UnsupportedFormat, match="no referrers"):
+        async with open_image(reference, replace(elsewhere, referrers="ignore")):
+            pass
+    assert not registry.asked("GET", "/referrers/")
+
+
+async def test_an_old_memory_is_refreshed_and_used_when_that_fails(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere) as image:
+        digest = image.manifest.digest
+    kept = kept_sidecars(elsewhere)
+    known = kept.find(digest)
+    assert known is not None
+    kept.keep(digest, replace(known, seen_s=0))
+    del registry.requests[:]
+    registry.faults.add(Status(503), method="GET", path="/referrers/", count=None)
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+    assert registry.asked("GET", "/referrers/")
+
+
+async def test_a_registry_without_referrers_keeps_them_under_a_tag(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    registry.faults.add(Status(404), path="/referrers/", count=None)
+    registry.faults.add(DropHeader("OCI-Subject"), method="PUT", path="/manifests/", count=None)
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+        assert image.index_descriptor == made.index
+
+
+async def stale(registry: ScriptedRegistry, app: Layout, settings: Settings) -> IndexedImage:
+    """A sidecar of ``zstd``, made to refer to ``gzip`` as well."""
+    made = await make_sidecar(f"{registry.host}/app:zstd", settings, push=True)
+    artifact = app.document(str(made.artifact))
+    subject = {key: app.tags()["gzip"][key] for key in ("mediaType", "digest", "size")}
+    entry = app.store(artifact["mediaType"], json.dumps({**artifact, "subject": subject}).encode())
+    index = json.loads((app.path / "index.json").read_text())
+    index["manifests"].append(entry)
+    (app.path / "index.json").write_text(json.dumps(index))
+    return made
+
+
+async def test_a_sidecar_of_other_layers_is_not_used(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    await stale(registry, app, settings)
+    reference = f"{registry.host}/app:gzip"
+    events: list[Event] = []
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(reference, elsewhere, report=events.append):
+            pass
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert any("is not used" in notice and "the image has" in notice for notice in notices)
+    async with open_store(elsewhere) as store, open_image(reference, elsewhere, keeper=store) as image:
+        assert image.index_origin == "streamed"
+    # It is not remembered.
+    digest = Digest.parse(app.tags()["gzip"]["digest"])
+    assert kept_sidecars(elsewhere).find(digest) is None
+
+
+@pytest.mark.parametrize("offset", [0, 200, -1])
+async def test_a_damaged_index_is_not_used(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings, offset: int
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True)
+    app.flip(str(made.index.digest), offset)
+    events: list[Event] = []
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(reference, elsewhere, report=events.append):
+            pass
+    assert any("is not used" in event.message for event in events if isinstance(event, Notice))
+
+
+async def test_damaged_windows_are_an_error_never_wrong_bytes(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True)
+    artifact = app.document(str(made.artifact))
+    windows = max(
+        (blob for blob in artifact["layers"] if "windows" in blob["mediaType"]), key=lambda blob: blob["size"]
+    )
+    app.flip(windows["digest"], windows["size"] // 2)
+    async with open_image(reference, elsewhere) as image:
+        with pytest.raises(IntegrityError, match="expected sha256"):
+            await content(image, elsewhere, b"text")
+        app.flip(windows["digest"], windows["size"] // 2)
+        assert await content(image, elsewhere, b"text") == TEXT
+        assert (await verify_image(image)).ok
+
+
+def profile_of(app: Layout, tag: str) -> Profile:
+    config = app.document(app.manifest(tag)["config"]["digest"])
+    layer = Digest.parse(config["rootfs"]["diff_ids"][0])
+    return Profile("default", "", ("true",), 1, (Use(layer, 1 << 20, 1 << 20, 1.0, 0.0),))
+
+
+async def test_packs_come_with_the_sidecar(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    await make_sidecar(reference, settings, push=True)
+    made = await make_sidecar(reference, settings, push=True, profiles=[profile_of(app, "gzip")])
+    assert [pack.workload for pack in made.packs] == ["default"]
+    del registry.requests[:]
+    async with open_image(reference, elsewhere, pack="default") as image:
+        assert image.pack is not None
+        assert (image.pack.named.workload, image.pack.named.origin) == ("default", "referrer")
+        # The better of two artifacts: list, both of them, then index, config and pack index.
+        assert len(registry.requests) == 1 + 1 + 2 + 3
+        assert (await verify_image(image, cache_dir=elsewhere.cache_dir)).ok
+    async with open_image(reference, settings, pack="default") as image:
+        assert image.pack is not None
+
+
+async def test_a_pack_does_not_outlive_the_index_that_it_came_with(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True, profiles=[profile_of(app, "gzip")])
+    app.flip(str(made.index.digest), 200)
+    events: list[Event] = []
+    async with (
+        open_store(elsewhere) as store,
+        open_image(reference, elsewhere, pack="default", keeper=store, report=events.append) as image,
+    ):
+        assert image.index_origin == "streamed"
+        assert image.pack is None
+    assert any("pack" in event.message for event in events if isinstance(event, Notice))
+
+
+async def test_profiles_of_other_images_and_images_with_an_index_are_refused(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    other = Profile("default", "", ("true",), 1, (Use(Digest.of(b"other"), 0, 4096, 1.0, 0.0),))
+    with pytest.raises(UsageError, match="none of the layers"):
+        await make_sidecar(f"{registry.host}/app:gzip", settings, push=True, profiles=[other])
+    await convert(f"{registry.host}/app:gzip", f"{registry.host}/app:native", settings)
+    with pytest.raises(UsageError, match="names an index already"):
+        await make_sidecar(f"{registry.host}/app:native", settings, push=True)
+
+
+async def test_layers_that_arrive_damaged_or_are_wrong_are_refused(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    layer = app.manifest("gzip")["layers"][0]
+    registry.faults.add(FlipBit(1000), method="GET", path=layer["digest"], count=None)
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        await make_sidecar(f"{registry.host}/app:gzip", settings, push=False)
+    config = app.document(app.manifest("none")["config"]["digest"])
+    config["rootfs"]["diff_ids"][1] = str(Digest.of(b"other"))
+    app.change(
+        "none",
+        "wrong",
+        config=app.store("application/vnd.oci.image.config.v1+json", json.dumps(config).encode()),
+    )
+    with pytest.raises(IntegrityError, match="diffID"):
+        await make_sidecar(f"{registry.host}/app:wrong", settings, push=False)
+    assert not list(settings.cache_dir.glob("convert/index-*"))
+
+
+async def test_a_registry_that_refuses_the_artifact_is_an_error(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    registry.faults.add(Status(400), method="PUT", path="/manifests/", count=None)
+    with pytest.raises(RegistryError) as caught:
+        await make_sidecar(f"{registry.host}/app:gzip", settings, push=True)
+    assert "without --push" in (caught.value.hint or "")
+
+
+async def test_existing_frames_of_zstd_layers_are_spans_and_a_large_one_is_told(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    plain = tar([TarItem(b"a", content=TEXT), TarItem(b"b", content=bytes(20 << 20))])
+    pieces = [plain[start : start + 300_000] for start in range(0, 3_000_000, 300_000)] + [plain[3_000_000:]]
+    skippable = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
+    unsized = zstandard.ZstdCompressor(write_content_size=False)
+    stored = skippable.join(unsized.compress(piece) for piece in pieces) + skippable
+    layer = app.store("application/vnd.oci.image.layer.v1.tar+zstd", stored)
+    config = app.document(app.manifest("zstd")["config"]["digest"])
+    config["rootfs"]["diff_ids"] = [str(Digest.of(plain))]
+    config_type = "application/vnd.oci.image.config.v1+json"
+    app.change("zstd", "frames", layers=[layer], config=app.store(config_type, json.dumps(config).encode()))
+    events: list[Event] = []
+    made = await make_sidecar(f"{registry.host}/app:frames", settings, push=False, report=events.append)
+    assert made.layers[0][2] == len(pieces)
+    assert any("veneer convert" in event.message for event in events if isinstance(event, Notice))
+    async with open_image(f"{registry.host}/app:frames", settings) as image:
+        assert await content(image, settings, b"a") == TEXT
+        assert (await verify_image(image)).ok
+
+
+async def test_layers_of_many_gzip_members_are_entered(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    plain = tar([TarItem(b"a", content=TEXT), TarItem(b"b", content=b"last")])
+    stored = b"".join(gzip.compress(plain[start : start + 50_000]) for start in range(0, len(plain), 50_000))
+    layer = app.store("application/vnd.oci.image.layer.v1.tar+gzip", stored + gzip.compress(b""))
+    config = app.document(app.manifest("gzip")["config"]["digest"])
+    config["rootfs"]["diff_ids"] = [str(Digest.of(plain))]
+    config_type = "application/vnd.oci.image.config.v1+json"
+    app.change("gzip", "members", layers=[layer], config=app.store(config_type, json.dumps(config).encode()))
+    made = await make_sidecar(f"{registry.host}/app:members", settings, push=False)
+    assert made.layers[0][2] > 1
+    async with open_image(f"{registry.host}/app:members", settings) as image:
+        assert await content(image, settings, b"b") == b"last"
+        assert await content(image, settings, b"a") == TEXT
