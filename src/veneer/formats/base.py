@@ -90,7 +90,7 @@ class OpenedIndex:
         layers: decodes the trees, over the same devices. Blocks; raises IntegrityError.
         identity: digest of all that the index says.
         sources: where what the spans call stored bytes is read, one a device; None: in the layers' blobs.
-        windows: where the windows of its spans are read, for devices that have some; one a device, or none at all.
+        windows: for devices whose spans have windows, where those are read; one a device, or none at all.
         artifact: all of that as one blob for :class:`~veneer.index.wire.PackedIndex`; None where it is none.
     """
 

@@ -143,8 +143,10 @@ class NativeFormat:
         )
 
     def _windows(self, contents: ImageContents, devices: Sequence[Device]) -> tuple[BlobSource | None, ...]:
-        blobs = (one.windows and one.windows.blob for one in devices)
-        return tuple(blob and (self._kept.blob(blob) or contents.repository.blob(blob)) for blob in blobs)
+        blobs = [one.windows.blob if one.windows is not None else None for one in devices]
+        return tuple(
+            None if blob is None else self._kept.blob(blob) or contents.repository.blob(blob) for blob in blobs
+        )
 
     async def _fetch(self, contents: ImageContents, manifest: Manifest, descriptor: Descriptor) -> bytes:
         what = f"index of {contents.repository.name}@{manifest.digest}"
