@@ -26,6 +26,8 @@ def add_arguments(parser: Parser) -> None:
 def run(invocation: Invocation, args: Arguments) -> int:
     """Print the file PATH of IMAGE without pulling the image. Symlinks are followed inside of it.
 
+    An image without an index is downloaded into the cache, once.
+
     With --json, the content goes to standard output as it is, and only errors are JSON.
     """
     from veneer.image import open_image

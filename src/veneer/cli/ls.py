@@ -36,7 +36,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(invocation: Invocation, args: Arguments) -> int:
-    """List PATH of IMAGE without pulling it: only the index is fetched."""
+    """List PATH of IMAGE without pulling it: only the index is fetched.
+
+    An image without an index is downloaded into the cache, once.
+    """
     from veneer.image import open_image
     from veneer.image.files import FileEntry, list_path
     from veneer.store.spanstore import open_store

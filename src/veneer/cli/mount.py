@@ -54,6 +54,9 @@ def add_arguments(parser: Parser) -> None:
 def run(invocation: Invocation, args: Arguments) -> int:
     """Mount IMAGE on DIRECTORY, which must be empty and is made if it is missing.
 
+    An image without an index is downloaded into the cache first, once, and what that takes is said; veneer
+    inspect tells beforehand whether it has one.
+
     The mount is served in the background, by the daemon where the kernel lets it (see veneer daemon) and
     else by a process of its own; veneer umount ends it.
     """
