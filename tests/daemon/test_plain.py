@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.convert.layouts import Layout
-from tests.daemon.layouts import LARGE, busybox_layer
+from tests.daemon.layouts import BUSYBOX, LARGE, busybox_layer
 from tests.daemon.test_daemon import (
     another_worker,
     daemon_status,
@@ -280,5 +280,26 @@ def test_what_is_downloaded_is_said_before_it_has_come(
             assert await process.wait() == 0
         if command == "mount":
             await in_thread(umount, workplace / "mnt", settings)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("backend", "tag"), [("erofs-fanotify", "gzip"), ("erofs-fanotify", "zstd"), ("fuse", "gzip")]
+)
+def test_a_quota_that_is_too_small_for_all_layers_costs_time_and_nothing_else(
+    workplace: Path, settings: Settings, repositories: Path, backend: str, tag: str
+) -> None:
+    # What comes last leaves no room for what came first, before anything is mounted.
+    settings = replace(settings, backend=backend, cache_quota=len(LARGE) + (1 << 20))
+
+    async def main() -> None:
+        async with scripted_registry(repositories) as registry:
+            await in_thread(mount, f"{registry.host}/app:{tag}", workplace / "mnt", settings)
+            told = await in_thread(report, settings, workplace / "mnt")
+            assert told.complete < 2
+            assert await in_thread((workplace / "mnt/bin/busybox").read_bytes) == BUSYBOX.read_bytes()
+            assert await in_thread((workplace / "mnt/large").read_bytes) == LARGE
+            await in_thread(mounts.umount, workplace / "mnt", settings.run_dir)
 
     trio.run(main)
