@@ -48,6 +48,15 @@ def test_a_window_saves_requests_and_costs_bytes_that_are_waited_for_only_when_n
     assert start.seconds == pytest.approx(11.5)
 
 
+def test_a_miss_brings_neighbours_along_on_both_sides() -> None:
+    touches = [touch(110), touch(210), touch(10), touch(310)]
+    start = model_demand(touches, {LAYER: CUT}, Line(1.0, math.inf), window=exact, reach=(50, 99))
+    assert (start.requests, start.bytes) == (2, 200)
+    assert Line(0.0, 1e6).reach == (0, 0)
+    assert Line(0.05, 12.5e6).reach == (78125, 625_000)
+    assert Line(0.05, 1e12).reach[1] == 4 << 20
+
+
 def test_a_read_of_what_is_under_way_waits_for_the_rest_of_it() -> None:
     touches = [touch(0), touch(310)]
     start = model_demand(touches, {LAYER: CUT}, Line(1.0, 100.0), window=lambda _: (0, 400))

@@ -20,12 +20,26 @@ from veneer.oci.digest import Digest
 __all__ = ["Cut", "Line", "Modelled", "Touch", "model_demand", "model_pack"]
 
 
+#: Processor time of a stored byte that comes: verifying, decoding, writing.
+_CHECK_S_PER_BYTE = 10e-9
+#: As in :mod:`veneer.store.link`: the longest range, and what part of it lies before a miss.
+_MOST_REACH, _BEFORE = 4 << 20, 8
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line: seconds of a round trip, and bytes a second."""
 
     rtt_s: float
     bytes_per_s: float
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Stored bytes that a miss brings along, before and behind, as a store would have it."""
+        if not self.rtt_s:
+            return 0, 0
+        behind = int(min(self.rtt_s / max(1 / self.bytes_per_s, _CHECK_S_PER_BYTE), _MOST_REACH))
+        return behind // _BEFORE, behind
 
     @classmethod
     def of(cls, network: Network) -> "Line":
@@ -94,6 +108,7 @@ def model_demand(
     line: Line,
     *,
     window: Callable[[Touch], tuple[int, int]],
+    reach: tuple[int, int] = (0, 0),
     decode_s: float = 0.0,
 ) -> Modelled:
     """A start that fetches what is read, when it is read.
@@ -103,20 +118,22 @@ def model_demand(
         cuts: of all its devices.
         line: to the registry.
         window: the range (start, end) of the device worth fetching with a miss.
+        reach: stored bytes before and behind a miss that come along in any case.
         decode_s: seconds to decode a stored byte.
     """
-    arrivals: dict[tuple[Digest, int], float] = {}
+    arrivals: dict[Digest, dict[int, float]] = {layer: {} for layer in cuts}
     now = wait_s = free = 0.0
     waits = requests = fetched = 0
     for touch in touches:
         now += touch.think_s
-        cut = cuts[touch.layer]
+        cut, here = cuts[touch.layer], arrivals[touch.layer]
         wanted = cut.covering(touch.offset, touch.offset + touch.length)
-        missing = [n for n in wanted if (touch.layer, n) not in arrivals]
+        missing = [n for n in wanted if n not in here]
         if missing:
             low, high = window(touch)
             ahead = cut.covering(min(low, touch.offset), max(high, touch.offset + touch.length))
-            fresh = [n for n in ahead if (touch.layer, n) not in arrivals]
+            fresh = [n for n in ahead if n not in here]
+            fresh += _neighbours(cut, missing, here, reach, fresh)
             # What the reader waits for comes first.
             order = sorted(fresh, key=lambda n: (n not in missing, n))
             requests += 1
@@ -124,14 +141,32 @@ def model_demand(
             for n in order:
                 at += cut.stored[n] / line.bytes_per_s
                 fetched += cut.stored[n]
-                arrivals[touch.layer, n] = at + cut.stored[n] * decode_s
+                here[n] = at + cut.stored[n] * decode_s
             free = at
-        ready = max(arrivals[touch.layer, n] for n in wanted)
+        ready = max(here[n] for n in wanted)
         if ready > now:
             waits += 1
             wait_s += ready - now
             now = ready
     return Modelled(now, wait_s, waits, requests, fetched)
+
+
+def _neighbours(
+    cut: Cut,
+    missing: Sequence[int],
+    here: Mapping[int, float],
+    reach: tuple[int, int],
+    known: Sequence[int],
+) -> list[int]:
+    """The spans on both sides of a miss that come along, other than those known to."""
+    before, behind = reach
+    found: list[int] = []
+    for step, room, n in ((1, behind, missing[0] + 1), (-1, before, missing[0] - 1)):
+        while 0 <= n < len(cut.stored) and n not in here and cut.stored[n] <= room:
+            room -= cut.stored[n]
+            found.append(n)
+            n += step
+    return [n for n in found if n not in known]
 
 
 def model_pack(

@@ -124,7 +124,12 @@ def _layer_trial(
     rate = decode_s / decoded if decoded else 0.0
     outcomes = {
         network.name: model_demand(
-            subject.touches, cuts, Line.of(network), window=subject.fresh().window, decode_s=rate
+            subject.touches,
+            cuts,
+            Line.of(network),
+            window=subject.fresh().window,
+            reach=Line.of(network).reach,
+            decode_s=rate,
         ).to_json()
         for network in networks
     }
