@@ -79,8 +79,9 @@ def test_a_sweep(swept: Path, settings: Settings, image: str) -> None:
     for one in sweep.trials:
         near, far = one.starts["0ms"], one.starts["50ms-100mbit"]
         assert near["seconds"] < far["seconds"]
-        assert near["requests"] == far["requests"] >= 1
-        assert far["seconds"] >= 0.050 + far["bytes"] / 12.5e6 * (not one.group.startswith("pack"))
+        # A miss from far away brings more along.
+        assert near["requests"] >= far["requests"] >= 1
+        assert far["seconds"] >= 0.050 * (not one.group.startswith("pack"))
 
     directory = swept.parent / "results"
     write_results(directory, blocks=1)

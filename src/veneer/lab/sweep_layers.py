@@ -57,6 +57,7 @@ def sweep_layers(
             made.sampled,
             made.compress_s,
             made.decode_s,
+            made.decoded,
             made.starts,
         )
     report(Progress("sweep", "layers", len(ways), len(ways), unit="ways"))
@@ -81,7 +82,7 @@ def sweep_streams(subject: Subject, networks: Sequence[Network]) -> Iterator[Tri
             for network in networks
         }
         count = len(subject.layers)
-        yield Trial("one stream", name, None, False, count, size, stored, 1.0, spent, 0.0, starts)
+        yield Trial("one stream", name, None, False, count, size, stored, 1.0, spent, 0.0, 0, starts)
 
 
 def _layer_trial(
@@ -134,7 +135,18 @@ def _layer_trial(
         for network in networks
     }
     return Trial(
-        "", "", None, False, spans, size, stored, compressed / max(1, size), compress_s, decode_s, outcomes
+        "",
+        "",
+        None,
+        False,
+        spans,
+        size,
+        stored,
+        compressed / max(1, size),
+        compress_s,
+        decode_s,
+        decoded,
+        outcomes,
     )
 
 

@@ -67,6 +67,7 @@ def sweep_packs(subject: Subject, networks: Sequence[Network], *, report: Report
             made.sampled,
             made.compress_s,
             made.decode_s,
+            made.decoded,
             made.starts,
         )
     report(Progress("sweep", "packs", len(ways), len(ways), unit="ways"))
@@ -129,6 +130,7 @@ def _pack_trial(subject: Subject, networks: Sequence[Network], way: _Way) -> Tri
         1.0,
         made.compress_s,
         made.decode_s,
+        made.decoded,
         outcomes,
     )
 

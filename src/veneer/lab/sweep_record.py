@@ -31,7 +31,8 @@ class Trial:
         stored: bytes as stored; of sampled trials an estimate.
         sampled: part of the plain bytes that was compressed to know ``stored``; 1 for all.
         compress_s: processor time for all of it, estimated alike.
-        decode_s: processor time to decode what the trace needs.
+        decode_s: processor time to decode the spans that the trace touches.
+        decoded: stored bytes of those.
         starts: what a start takes by the model, by network: seconds, wait_s, waits, requests, bytes.
     """
 
@@ -45,6 +46,7 @@ class Trial:
     sampled: float
     compress_s: float
     decode_s: float
+    decoded: int
     starts: Mapping[str, Mapping[str, float]]
 
 

@@ -29,14 +29,14 @@ def sweep_rows(sweep: Sweep, group: str) -> tuple[list[str], list[list[str]]]:
         "of plain",
         "compress MB/s",
         "decode MB/s",
-        "requests",
-        "MB",
+        *(f"{what}, {name}" for name in names[:1] for what in ("requests", "MB")),
+        *(f"wait s, {name}" for name in names),
     ]
     rows = []
     for trial in sweep.groups[group]:
         start = trial.starts[names[0]] if names else {}
         speed = trial.size / 1e6 / trial.compress_s if trial.compress_s else 0.0
-        decode = start.get("bytes", 0.0) / 1e6 / trial.decode_s if trial.decode_s else 0.0
+        decode = trial.decoded / 1e6 / trial.decode_s if trial.decode_s else 0.0
         rows.append(
             [
                 f"{trial.name} (default)" if trial.default else trial.name,
@@ -46,12 +46,11 @@ def sweep_rows(sweep: Sweep, group: str) -> tuple[list[str], list[list[str]]]:
                 f"{100 * trial.stored / trial.size:.1f} %" if trial.size else "",
                 number_text(speed),
                 number_text(decode),
-                number_text(start.get("requests", 0.0)),
-                f"{start.get('bytes', 0.0) / 1e6:.2f}",
+                *([number_text(start["requests"]), f"{start['bytes'] / 1e6:.2f}"] if start else []),
                 *(f"{trial.starts[name]['wait_s']:.3f}" for name in names),
             ]
         )
-    return [*heading, *(f"wait s, {name}" for name in names)], rows
+    return heading, rows
 
 
 def add_sweep(page: Page, path: Path) -> None:
