@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from veneer.errors import UsageError
 from veneer.events import Notice, Reporter, silent
@@ -110,6 +113,7 @@ def run_bench(plan: BenchPlan, report: Reporter = silent) -> None:
         networks=plan.networks,
     )
     with ResultWriter(plan.output, environment) as writer, ExitStack() as stack:
+        stack.enter_context(_ended_by(signal.SIGTERM, signal.SIGHUP))
         place = stack.enter_context(_workplace(plan, built))
         _announce(subjects, writer, began)
 
@@ -139,6 +143,24 @@ def run_bench(plan: BenchPlan, report: Reporter = silent) -> None:
         run_blocks(place, blocks, rehearsal, writer, plan.output, began=began, report=report)
         for limit in limits(read_events(plan.output), plan.networks, time.monotonic() - began):
             writer.write(limit)
+
+
+@contextmanager
+def _ended_by(*signals: signal.Signals) -> Iterator[None]:
+    """Have signals end the block like an interrupt, so that servers and mounts are not left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _announce(subjects: Sequence[Subject], writer: ResultWriter, began: float) -> None:

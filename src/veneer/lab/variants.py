@@ -23,6 +23,8 @@ Told = Callable[[str, str, float, Mapping[str, float]], None]
 #: Threads run in another order each time; what any run used is in the pack then.
 _RECORDINGS = 2
 _RECORD_DEADLINE_S = 120.0
+#: Variants that others are made of. The bundle of an unpacked tree needs the index, which says who a user is.
+_MADE_OF: Mapping[str, tuple[str, ...]] = {"recorded": ("lazy",), "tree": ("lazy",)}
 
 
 class Variants:
@@ -52,6 +54,8 @@ class Variants:
         """Make a variant unless it is there. Raises VeneerError."""
         if (subject.name, variant) in self._made:
             return
+        for other in _MADE_OF.get(variant, ()):
+            self.need(subject, other)
         began = time.monotonic()
         facts = self._makers[variant](subject)
         self._made.add((subject.name, variant))
@@ -103,7 +107,6 @@ class Variants:
         return {"static_size": packs[0]["size"], "static_stored": packs[0]["stored_size"]}
 
     def _record(self, subject: Subject) -> dict[str, float]:
-        self.need(subject, "lazy")
         self._profiles.mkdir(parents=True, exist_ok=True)
         profile = self._profiles / f"{subject.name}.json"
         for number in range(_RECORDINGS):
@@ -131,7 +134,6 @@ class Variants:
 
     def _unpack(self, subject: Subject) -> dict[str, float]:
         bundle = self.bundle(subject)
-        self.need(subject, "lazy")  # whose index says who the image's user is
         self._veneer("bundle", self._near(subject, "lazy"), bundle)
         image = f"{subject.layout}:{subject.name}"
         self._place.run([find_program("umoci"), "raw", "unpack", "--image", image, bundle / "lower"])
