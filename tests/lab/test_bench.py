@@ -42,7 +42,7 @@ SERVER = ImageSpec(
     Probe("http", "served", PORT),
     {"bin/busybox": BUSYBOX, "www/index.html": b"served\n", "data": os.urandom(8 << 20)},
 )
-LAZY = ("veneer-recorded", "veneer-none", "veneer-warm")
+LAZY = ("veneer-recorded", "veneer-warm")
 SYSTEMS = (*LAZY, "containerd", "parallel-pull", "local-warm", "broken")
 
 
@@ -97,10 +97,11 @@ def test_every_block_has_every_system_once_in_an_order_of_its_own(results: Path)
 
 
 def test_whatever_works_has_a_time_and_counters_that_prove_how_it_started(results: Path) -> None:
+    wrong = [(run.image, run.system, run.error) for run in runs(results) if run.outcome != "ok"]
+    assert [one for one in wrong if one[1] != "broken"] == []
     for run in runs(results):
         if run.system == "broken":
             continue
-        assert run.outcome == "ok", (run.system, run.error)
         assert run.seconds is not None
         assert all(run.checks.values())
         if run.system in ("containerd", "parallel-pull"):

@@ -26,9 +26,11 @@ from veneer.lab.workplace import Subject, Workplace
 
 __all__ = ["Blocks", "run_blocks"]
 
-#: A start that takes longer than this, and four times what its image takes on the line, hangs.
+#: A start hangs that takes longer than this, four times what its image takes on the line, and what unpacking
+#: it takes on a slow disk (bytes a second), all together.
 _DEADLINE_S = 60.0
 _SLACK = 4.0
+_SLOW_DISK = 4e6
 #: A machine may be busy for a moment when a line is checked.
 _CHECKS = 3
 _MAX_ARRIVALS = 200
@@ -123,7 +125,7 @@ class _Runner:
         *,
         timed: bool,
     ) -> None:
-        deadline_s = _DEADLINE_S
+        deadline_s = _DEADLINE_S + subject.built.size / _SLOW_DISK
         if network.mbit:
             deadline_s += _SLACK * subject.built.stored * 8 / (network.mbit * 1e6)
         launch = system.launch(subject, line.port)
