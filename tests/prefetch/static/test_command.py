@@ -19,6 +19,10 @@ BASE = (
     program("usr/bin/gosu", ELF),
     program("usr/bin/python3.11", ELF),
     link("usr/bin/python3", "python3.11"),
+    program("usr/bin/x86_64-linux-gnu-gcc-12", ELF),
+    link("usr/bin/cc", "x86_64-linux-gnu-gcc-12"),
+    program("usr/lib/gcc/x86_64-linux-gnu/12/cc1", ELF),
+    program("usr/bin/as", ELF),
     program("opt/app/start", b"#!/usr/bin/env python3\nimport os\n"),
 )
 
@@ -51,6 +55,10 @@ def found(
         (
             ("sh", "-c", "tini -V >/dev/null && exec python3 -V"),
             ["usr/bin/dash", "usr/bin/tini", "usr/bin/python3.11"],
+        ),
+        (
+            ("cc", "x.c"),
+            ["usr/bin/x86_64-linux-gnu-gcc-12", "usr/lib/gcc/x86_64-linux-gnu/12/cc1", "usr/bin/as"],
         ),
         (("missing",), []),
         (("/opt/app",), []),

@@ -40,6 +40,8 @@ _WRAPPERS: Final[Mapping[bytes, frozenset[bytes]]] = {
 #: The same, whose first word says as whom to run it.
 _AS_USER: Final = frozenset({b"gosu", b"su-exec", b"setpriv", b"chroot"})
 _ENDS: Final = re.compile(rb"[;&|\n]+")
+#: GCC, which runs a compiler, an assembler and a linker.
+_DRIVER: Final = re.compile(rb"([a-z0-9_]+-[a-z0-9_-]+)-(gcc|g\+\+)-(\d+)")
 _ASSIGNMENT: Final = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*=")
 _HANDS_OVER: Final = re.compile(rb"""^[ \t]*exec[ \t]+(?:[^\n#]*[ \t])?["']?\$(?:@|\{@\})""", re.MULTILINE)
 
@@ -124,6 +126,10 @@ def _next(files: ImageFiles, program: Program, directory: bytes) -> list[tuple[b
         return [_wrapped(words[1:], frozenset())[1:]]
     if name in _SHELLS or program.name in _SHELLS:
         return _shell(files, words[1:], directory)
+    if (driver := _DRIVER.fullmatch(program.name)) is not None:
+        below = b"/usr/lib/gcc/%b/%b/" % (driver[1], driver[3])
+        compiler = b"cc1plus" if driver[2] == b"g++" else b"cc1"
+        return [(below + compiler,), (b"as",), (below + b"collect2",), (b"ld",)]
     return []
 
 
