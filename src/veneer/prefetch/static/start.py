@@ -7,6 +7,7 @@ an ordinary profile of no runs (:attr:`Profile.static`), and like every profile 
 Nothing that the image says is believed but for what it is a hint of: what is malformed is left out.
 """
 
+import logging
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ from veneer.prefetch.static.touched import touched
 
 __all__ = ["MAX_STATIC_SIZE", "Command", "static_profile"]
 
+log = logging.getLogger(__name__)
+
 #: Plain bytes of a static profile. What is named first matters most: the end is cut off.
-MAX_STATIC_SIZE: Final = 64 << 20
+MAX_STATIC_SIZE: Final = 128 << 20
 #: A file that is read as a whole, at most.
 _MOST_OF_A_FILE: Final = 16 << 20
 _MOST_OF_AN_ARGUMENT: Final = 1 << 20
@@ -99,12 +102,15 @@ def static_profile(
     """
     uses: list[Use] = []
     left = MAX_STATIC_SIZE
-    for file, start, end in _Start(ImageFiles(index, read), command).parts():
+    files = ImageFiles(index, read)
+    for file, start, end in _Start(files, command).parts():
         for extent in index.extents(file.node, start, end - start):
             length = min(extent.length, left)
             if length:
                 uses.append(Use(index.devices[extent.device].diff_id, extent.offset, length, 0.0, 0.0))
             left -= length
+    if files.exhausted or left <= 0:
+        log.info("image=%s is too large for all of a static profile", image)
     words = tuple(word.decode("utf-8", "backslashreplace") for word in command.words)
     return Profile(workload, image, words, 0, disjoint(uses))
 
