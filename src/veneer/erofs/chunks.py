@@ -6,6 +6,8 @@ Chunks that cannot be mapped to where their data are get blocks of an extra devi
 :class:`Copy` says what it has to hold. The tail is as sparse as the files are: only copies need space.
 """
 
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -115,9 +117,8 @@ class ChunkMapper:
                 self._copy(node, extent, start, end, shift, entries, moved)
                 continue
             first_block = (extent.offset + (low << shift) - start) >> BLOCK_BITS
-            for chunk in range(low, high):
-                block = first_block + (chunk - low << bits)
-                ENTRY.pack_into(entries, ENTRY.size * chunk, 0, extent.device + 1, block)
+            blocks = range(first_block, first_block + (high - low << bits), 1 << bits)
+            entries[ENTRY.size * low : ENTRY.size * high] = _in_a_row(extent.device + 1, blocks)
             self._copy(node, extent, start, min(low << shift, end), shift, entries, moved)
             self._copy(node, extent, high << shift, end, shift, entries, moved)
         return bytes(entries)
@@ -179,6 +180,15 @@ def _joined(extents: Sequence[Extent]) -> list[Extent]:
                 continue
         joined.append(extent)
     return joined
+
+
+def _in_a_row(device: int, blocks: range) -> bytes:
+    """Chunk indexes of one device: the device in the upper half of a word, and a block in the next one."""
+    words = array("I", [device << 16]) * (2 * len(blocks))
+    words[1::2] = array("I", blocks)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
 
 
 def _count(size: int, bits: int) -> int:

@@ -169,11 +169,18 @@ class ResidentMounter:
         opened: list[Callable[[], None]] = []
         if self._existing is None:
             opened += await self._begin_pack(stack)
-        with self._timing.phase("metadata"):
-            metadata = await self._metadata()
+        written: list[MetadataImage] = []
+
+        async def write_metadata() -> None:
+            with self._timing.phase("metadata"):
+                written.append(await self._metadata())
+
+        async with open_nursery() as nursery:
+            nursery.start_soon(write_metadata)
+            with self._timing.phase("guard"):
+                opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
+        metadata = written[0]
         self.inodes = metadata.inodes
-        with self._timing.phase("guard"):
-            opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
         if self._existing is not None and self.packed is not None:
             # Last: what it does not give comes from the layers, which may be read when they are held.
             opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))

@@ -57,9 +57,24 @@ class Scribe:
             raise outcome
         return outcome
 
+    async def aclose(self) -> None:
+        """End the process."""
+        if (process := self._process) is None:
+            return
+        self._process = None
+        process.kill()
+        with trio.CancelScope(shield=True):
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    await pipe.aclose()
+            await process.wait()
+
     async def _start(self) -> trio.Process:
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is not None and process.poll() is not None:
+            await self.aclose()
+            process = None
+        if process is None:
             process = self._process = await trio.lowlevel.open_process(
                 _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
@@ -83,7 +98,6 @@ class Scribe:
         finally:
             if not finished:
                 # Its answer would be taken for that to the next commission.
-                process.kill()
-                self._process = None
+                await self.aclose()
         outcome: MetadataImage | VeneerError = pickle.loads(memoryview(answer)[LENGTH.size :])
         return outcome

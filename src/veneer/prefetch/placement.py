@@ -36,27 +36,31 @@ def chunk_size(size: int) -> int:
     return max(_PAGE, (1 << (max(size, 1) - 1).bit_length()) // _MOST_CHUNKS)
 
 
+#: Whole chunks of a file: from where to where, which pack has them, and where they begin there.
+_Run = tuple[int, int, int, int]
+
+
 class _Files:
     """The files of one layer that can be in packs, by their place on its device."""
 
     def __init__(self, index: ImageIndex, number: int) -> None:
         first = index.bases[number]
         past = index.bases[number + 1] if number + 1 < len(index.bases) else len(index.mode)
-        data, size = index.data, index.size
-        self.nodes = sorted(
-            (
-                node
-                for node in range(first, past)
-                if size[node]
-                and index.nlink[node]
-                and data[node] % BLOCK == 0
-                and stat.S_ISREG(index.mode[node])
-                and node not in index.segments
-            ),
-            key=data.__getitem__,
+        data, segments = index.data, index.segments
+        rows = slice(first, past)
+        columns = zip(
+            range(first, past), index.size[rows], index.nlink[rows], data[rows], index.mode[rows], strict=True
         )
-        self.starts = [data[node] for node in self.nodes]
-        self._size = size
+        files = [
+            node
+            for node, size, links, place, mode in columns
+            if size and links and not place % BLOCK and stat.S_ISREG(mode)
+        ]
+        self.nodes = sorted(
+            [node for node in files if node not in segments] if segments else files, key=data.__getitem__
+        )
+        self.starts = list(map(data.__getitem__, self.nodes))
+        self._size = index.size
 
     def overlapping(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Of each file that has bytes in the range: its node, where it starts on the device, and its size."""
@@ -113,9 +117,9 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
 def placements(index: ImageIndex, packs: Sequence[PackIndex]) -> dict[int, list[Extent]]:
     """For ``write_erofs``: where the files are that have bytes in packs, its further devices, in order.
 
-    Of several packs with the same bytes the first one has them.
+    Of several packs with the same bytes it is the one whose piece begins first.
     """
-    hot: dict[int, dict[int, tuple[int, int]]] = {}
+    hot: dict[int, list[_Run]] = defaultdict(list)
     by_layer: Mapping[Digest, list[tuple[int, Place]]] = defaultdict(list)
     for number, one in enumerate(packs, len(index.devices)):
         for place in one.places:
@@ -124,42 +128,31 @@ def placements(index: ImageIndex, packs: Sequence[PackIndex]) -> dict[int, list[
         if device.diff_id not in by_layer:
             continue
         table = _Files(index, number)
-        for pack, place in by_layer[device.diff_id]:
-            for node, start, size in table.overlapping(place.offset, place.offset + place.length):
-                chunks = hot.setdefault(node, {})
-                for chunk, at in _chunks(place, start, size):
-                    chunks.setdefault(chunk, (pack, at))
-    return {node: _extents(index, node, chunks) for node, chunks in hot.items() if chunks}
+        for pack, (_, offset, length, at) in by_layer[device.diff_id]:
+            for node, start, size in table.overlapping(offset, offset + length):
+                chunk = chunk_size(size)
+                # Whole chunks; the file's last one may be short.
+                begin = max(0, -(-(offset - start) // chunk)) * chunk
+                end = offset + length - start
+                end = size if end >= size else end // chunk * chunk
+                if begin < end:
+                    hot[node].append((begin, end, pack, at + start + begin - offset))
+    return {node: _extents(index, node, runs) for node, runs in hot.items()}
 
 
-def _chunks(place: Place, start: int, size: int) -> Iterator[tuple[int, int]]:
-    """The whole chunks of a file that a place has, and where they are in the pack."""
-    chunk = chunk_size(size)
-    low, high = place.offset - start, place.offset + place.length - start
-    for begin in range(max(0, -(-low // chunk)) * chunk, min(high, size), chunk):
-        if min(begin + chunk, size) <= high:
-            yield begin, place.at + begin - low
-
-
-def _extents(index: ImageIndex, node: int, chunks: Mapping[int, tuple[int, int]]) -> list[Extent]:
+def _extents(index: ImageIndex, node: int, runs: list[_Run]) -> list[Extent]:
     """The file in pieces: those that are in packs, and between them those of its layer."""
     size, data, layer = index.size[node], index.data[node], index.device_of(node)
-    chunk = chunk_size(size)
     out: list[Extent] = []
-
-    def add(begin: int, device: int, offset: int, length: int) -> None:
-        if out and (last := out[-1]).device == device and last.offset + last.length == offset:
-            out[-1] = last._replace(length=last.length + length)
-        else:
-            out.append(Extent(begin, device, offset, length))
-
     end = 0
-    for begin in sorted(chunks):
+    for begin, past, pack, at in sorted(runs):
         if begin > end:
-            add(end, layer, data + end, begin - end)
-        length = min(chunk, size - begin)
-        add(begin, *chunks[begin], length)
-        end = begin + length
+            out.append(Extent(end, layer, data + end, begin - end))
+        # Of what several packs have, a later one has the rest.
+        first = max(begin, end)
+        if first < past:
+            out.append(Extent(first, pack, at + first - begin, past - first))
+            end = past
     if end < size:
-        add(end, layer, data + end, size - end)
+        out.append(Extent(end, layer, data + end, size - end))
     return out

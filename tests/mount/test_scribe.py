@@ -1,0 +1,112 @@
+"""The process that writes metadata images: the same images, whatever becomes of the process."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from veneer.erofs.writer import write_erofs
+from veneer.errors import IntegrityError
+from veneer.index.merge import merge
+from veneer.index.wire import unpack_index
+from veneer.mount.scribe import Scribe
+from veneer.mount.scribe_main import Commission
+from veneer.oci.digest import Digest
+
+ARTIFACT = bytes.fromhex((Path(__file__).parents[1] / "index/vectors/artifact.hex").read_text())
+
+
+@asynccontextmanager
+async def working() -> AsyncIterator[Scribe]:
+    scribe = Scribe()
+    try:
+        yield scribe
+    finally:
+        await scribe.aclose()
+
+
+def commission(cache_dir: Path, artifact: bytes = ARTIFACT) -> Commission:
+    return Commission(artifact, Digest.of(artifact), len(unpack_index(ARTIFACT)[0]), cache_dir, [])
+
+
+def expected() -> bytes:
+    return write_erofs(merge(*unpack_index(ARTIFACT))).data
+
+
+async def test_it_writes_what_would_be_written_here(tmp_path: Path) -> None:
+    async with working() as scribe:
+        await scribe.start()
+        pid = scribe.pid
+        assert pid not in (None, os.getpid())
+        written = await scribe.write(commission(tmp_path))
+        assert written.path.read_bytes() == expected()
+        assert written == commission(tmp_path).carry_out(), "what is known about it, too"
+        assert scribe.pid == pid
+
+
+async def test_its_death_costs_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with working() as scribe:
+        await scribe.start()
+        assert scribe.pid is not None
+        os.kill(scribe.pid, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                assert (await scribe.write(commission(tmp_path / "a"))).path.read_bytes() == expected()
+
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(scribe.pid, signal.SIGKILL)
+        assert "has died" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert (await scribe.write(commission(tmp_path / "b"))).path.read_bytes() == expected()
+        assert not caplog.text, "another process has taken its place"
+
+
+async def test_errors_are_those_of_the_work(tmp_path: Path) -> None:
+    damaged = ARTIFACT[:-1] + bytes([ARTIFACT[-1] ^ 1])
+    async with working() as scribe:
+        with pytest.raises(IntegrityError):
+            await scribe.write(commission(tmp_path, damaged))
+        assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
+
+
+async def test_who_stops_waiting_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
+    damaged = ARTIFACT[:-1] + bytes([ARTIFACT[-1] ^ 1])
+    async with working() as scribe:
+        await scribe.start()
+        assert scribe.pid is not None
+        os.kill(scribe.pid, signal.SIGSTOP)
+        with trio.move_on_after(0.05) as scope:
+            await scribe.write(commission(tmp_path, damaged))
+        assert scope.cancelled_caught
+        assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
+
+
+async def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    program = (
+        "import trio, sys, os\nfrom veneer.mount.scribe import Scribe\nscribe = Scribe()\n"
+        "trio.run(scribe.start)\nprint(scribe.pid, flush=True)\nsys.stdin.read()"
+    )
+    parent = await trio.lowlevel.open_process(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = os.pidfd_open(int(await parent.stdout.receive_some()))
+    parent.kill()
+    await parent.wait()
+    with trio.fail_after(60):
+        await trio.lowlevel.wait_readable(child)
+    os.close(child)
+    await parent.stdout.aclose()
+    assert parent.stdin is not None
+    await parent.stdin.aclose()
