@@ -42,7 +42,7 @@ SERVER = ImageSpec(
     Probe("http", "served", PORT),
     {"bin/busybox": BUSYBOX, "www/index.html": b"served\n", "data": os.urandom(8 << 20)},
 )
-LAZY = ("veneer-recorded", "veneer-warm")
+LAZY = ("veneer-recorded", "veneer-sidecar", "veneer-warm")
 SYSTEMS = (*LAZY, "containerd", "parallel-pull", "local-warm", "broken")
 
 
@@ -140,7 +140,7 @@ def test_the_events_say_what_was_made_and_how_far_the_registry_was(results: Path
     shared = {"plain", "lazy", "tree"}
     assert {step for image, step in steps if image == "rehearsal"} == shared
     for image in ("program", "server"):
-        assert {step for name, step in steps if name == image} == shared | {"recorded"}
+        assert {step for name, step in steps if name == image} == shared | {"recorded", "sidecar"}
     assert [event.name for event in events if isinstance(event, NetworkEvent)] == ["2ms-400mbit"]
     environment = read_environment(results)
     assert environment.blocks == {"2ms-400mbit": 2}

@@ -24,7 +24,7 @@ Told = Callable[[str, str, float, Mapping[str, float]], None]
 _RECORDINGS = 2
 _RECORD_DEADLINE_S = 120.0
 #: Variants that others are made of. The bundle of an unpacked tree needs the index, which says who a user is.
-_MADE_OF: Mapping[str, tuple[str, ...]] = {"recorded": ("lazy",), "tree": ("lazy",)}
+_MADE_OF: Mapping[str, tuple[str, ...]] = {"recorded": ("lazy",), "sidecar": ("recorded",), "tree": ("lazy",)}
 
 
 class Variants:
@@ -47,6 +47,7 @@ class Variants:
             "lazy": self._convert,
             "recorded": self._record,
             "static": self._tell_files,
+            "sidecar": self._index,
             "tree": self._unpack,
         }
 
@@ -82,9 +83,9 @@ class Variants:
     def _veneer(self, *arguments: str | Path) -> bytes:
         return self._place.run([veneer_program(), *arguments], self._environment())
 
-    def _push_plain(self, subject: Subject) -> dict[str, float]:
+    def _push_plain(self, subject: Subject, variant: str = "plain") -> dict[str, float]:
         source = f"oci:{subject.layout}:{subject.name}"
-        target = f"docker://{self._near(subject, 'plain')}"
+        target = f"docker://{self._near(subject, variant)}"
         copy = [find_program("skopeo"), "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]
         self._place.run([*copy, source, target])
         return {"stored": float(subject.built.stored)}
@@ -105,6 +106,14 @@ class Variants:
         if not packs:
             raise Unavailable(f"no pack was made of what the files of {subject.name} tell")
         return {"static_size": packs[0]["size"], "static_stored": packs[0]["stored_size"]}
+
+    def _index(self, subject: Subject) -> dict[str, float]:
+        """The image as it is, in a repository of its own, with an index and the recorded pack beside it."""
+        self._push_plain(subject, "sidecar")
+        began = time.monotonic()
+        profile = self._profiles / f"{subject.name}.json"
+        self._veneer("index", "--push", "--profile", profile, self._near(subject, "sidecar"))
+        return {"sidecar_s": timed(began)}
 
     def _record(self, subject: Subject) -> dict[str, float]:
         self._profiles.mkdir(parents=True, exist_ok=True)
