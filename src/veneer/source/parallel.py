@@ -31,6 +31,8 @@ _WINDOW = 6
 #: The first connection has this head start before others fetch what it would come to: far enough for a registry
 #: without ranges to be noticed at the first request, rather than by what it sends.
 _HEAD_START = 3
+#: Bytes that are worth waking the thread that takes them; on a slow link they come in chunks of a few KiB.
+_LEAST_TAKEN = 128 << 10
 #: How a registry without ranges answers when asked for one.
 _WHOLE_BLOB = 200
 
@@ -45,6 +47,7 @@ class _Part:
         chunks: what has come and was not taken.
         place: where what has not come yet begins.
         claimed: somebody fetches it.
+        held: bytes of ``chunks``.
     """
 
     start: int
@@ -52,6 +55,11 @@ class _Part:
     place: int
     chunks: list[bytes] = field(default_factory=list)
     claimed: bool = False
+    held: int = 0
+
+    @property
+    def worth_taking(self) -> bool:
+        return self.held >= _LEAST_TAKEN or self.done
 
     @property
     def done(self) -> bool:
@@ -79,11 +87,11 @@ class Download:
         self._sequential: int | None = 0
 
     async def take(self) -> list[bytes]:
-        """The next bytes, as many as there are but at least one; an empty list at the end of the blob."""
+        """The next bytes, at least one; an empty list at the end of the blob."""
         while self._taken < len(self._parts):
             part = self._parts[self._taken]
-            if part.chunks:
-                chunks, part.chunks = part.chunks, []
+            if part.chunks and part.worth_taking:
+                chunks, part.chunks, part.held = part.chunks, [], 0
                 self._leave(part)
                 return chunks
             if part.done:
@@ -183,8 +191,9 @@ class Download:
     def _add(self, part: _Part, chunk: bytes) -> None:
         part.chunks.append(chunk)
         part.place += len(chunk)
+        part.held += len(chunk)
         self.received += len(chunk)
-        if self._parts[self._taken] is part or part.done:
+        if part.worth_taking and (self._parts[self._taken] is part or part.done):
             self._changed.unpark_all()
 
 
