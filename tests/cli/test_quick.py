@@ -51,7 +51,7 @@ def test_the_words_mean_what_the_command_takes_them_for() -> None:
     ]
     found = read_run(words, ENVIRON)
     assert found is not None
-    request, settings = found
+    request, settings, report = found
     args = COMMAND.parser("veneer run").parse(words, Arguments())
     assert (request.image, request.workload, request.runtime) == (args.image, "w", None)
     options = request.options
@@ -59,6 +59,7 @@ def test_the_words_mean_what_the_command_takes_them_for() -> None:
     assert dict(options.environment) == {"A": "b"}
     assert [str(volume.source) for volume in options.volumes] == ["/etc"]
     assert settings == args.settings(ENVIRON)
+    assert report == args.report
     assert (str(settings.cache_dir), settings.cache_quota) == ("/c", 3 << 30)
 
 

@@ -304,7 +304,8 @@ def test_with_a_daemon_a_container_starts_without_a_command_line_of_its_own(
     workplace: Path, settings: Settings, image: str
 ) -> None:
     script = "cat; echo $A; trap 'echo got; exit 9' TERM; echo ready; sleep 1000 & wait"
-    command = quick_run(image, settings, script, "-i", "-e", "A=b")
+    report = workplace / "report.json"
+    command = quick_run(image, settings, script, "-i", "-e", "A=b", "--report", str(report))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment(settings), **pipes) as process:  # type: ignore[call-overload]
         process.stdin.write(b"in\n")
@@ -318,6 +319,18 @@ def test_with_a_daemon_a_container_starts_without_a_command_line_of_its_own(
         assert process.wait() == 9
         assert process.stderr.read() == b""
     assert mounts.list_mounts(settings.run_dir).mounts == [], "gone for whoever asks"
+    told = json.loads(report.read_text())
+    assert told["exit_code"] == 9
+    assert 0 < told["mount"]["seconds"] <= told["mounted_s"] <= told["total_s"]
+    assert told["requests"] == told["report"]["store"]["requests"] > 0
+    long = subprocess.run(
+        [*command[:4], "--timing", *command[4:-1], "true"],
+        env=environment(settings),
+        capture_output=True,
+        check=True,
+    )
+    assert b"ended after" in long.stderr
+    assert json.loads(report.read_text()).keys() == told.keys()
     assert not list((settings.cache_dir / "uppers").iterdir())
     lifecycle.stop_daemon(settings.run_dir)
 

@@ -14,6 +14,7 @@ import os
 import sys
 from _json import encode_basestring_ascii, make_scanner
 from _socket import AF_UNIX, SOCK_STREAM, socket
+from time import monotonic
 
 from veneer.container.run import ContainerRun
 
@@ -21,6 +22,8 @@ from veneer.container.run import ContainerRun
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
+
+    from veneer.errors import VeneerError
 
 __all__ = ["main"]
 
@@ -31,6 +34,8 @@ _CHUNK = 64 << 10
 _EVENTS = ("notice", "progress")
 #: Exit status after Ctrl-C.
 _INTERRUPTED = 130
+#: In place of an answer about a container that has ended.
+_GONE = {"type": "error", "code": 40, "message": "the daemon has gone, and with it what there was to report"}
 #: What settings are made of, and where programs are found.
 _PREFIXES, _NAMES = ("VENEER_", "XDG_"), ("HOME", "PATH", "REGISTRY_AUTH_FILE")
 
@@ -55,16 +60,36 @@ def _run(words: list[str]) -> int | None:
 
     However this process ends, the daemon sees it, ends the container and cleans up.
     """
+    began = monotonic()
     answer = _ask(_run_request(words))
     if answer is None or answer["type"] == "elsewhere":
         return None
     if answer["type"] == "error":
         return _fail(answer)
     run = ContainerRun(answer["runtime"], interactive=answer["interactive"], terminal=False, watch_output=False)
-    code = run.run(answer["id"], answer["bundle"]).exit_code
+    mounted = monotonic()
+    outcome = run.run(answer["id"], answer["bundle"])
     # Nothing is mounted any more when this process has ended; the rest of the cleaning up it need not wait for.
-    _ask(f'{{"op": "ended", "id": "{answer["id"]}"}}\n'.encode())
-    return code
+    seconds = f'"mounted_s": {mounted - began}, "total_s": {outcome.ended - began}'
+    ended = f'{{"op": "ended", "id": "{answer["id"]}", "exit_code": {outcome.exit_code}, {seconds}}}\n'
+    last = _ask(ended.encode())
+    if path := answer["report"]:
+        if last is None or last["type"] != "ended":
+            return _fail(last or _GONE)
+        return _write(path, last["report"]) or outcome.exit_code
+    return outcome.exit_code
+
+
+def _write(path: str, text: str) -> int:
+    """Write the report of a run; an exit status other than 0 if that fails."""
+    try:
+        with open(path, "w") as file:
+            file.write(text)
+    except OSError as error:
+        from veneer.errors import UsageError
+
+        return _tell(UsageError(f"cannot write the report {path}: {error.strerror}"))
+    return 0
 
 
 def _ask(request: bytes) -> "dict[str, Any] | None":
@@ -121,9 +146,13 @@ class _Scanning:
 
 
 def _fail(answer: "dict[str, Any]") -> int:
-    from veneer.cli.render import Output
     from veneer.daemon.failure import error_from_json
 
-    error = error_from_json(answer)
+    return _tell(error_from_json(answer))
+
+
+def _tell(error: "VeneerError") -> int:
+    from veneer.cli.render import Output
+
     Output().fail(error)
     return error.exit_code

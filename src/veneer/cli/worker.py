@@ -10,17 +10,16 @@ from veneer.cli.backend import with_backend
 from veneer.cli.container import options_of
 from veneer.cli.parser import before_dashes
 from veneer.cli.run import COMMAND, Arguments
-from veneer.daemon.request import RunRequest
+from veneer.daemon.request import RunRequest, ShortRun
 from veneer.daemon.worker import main
 from veneer.errors import UsageError
-from veneer.settings import Settings
 
 __all__ = ["read_run"]
 
 _HELP = {"-h", "--help"}
 
 
-def read_run(words: Sequence[str], environ: Mapping[str, str]) -> tuple[RunRequest, Settings] | None:
+def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | None:
     """What a command line of ``veneer run`` asks for; None if only the command itself can do that.
 
     That is so when it depends on the directory, the terminal or the rest of the environment of whoever typed
@@ -36,16 +35,15 @@ def read_run(words: Sequence[str], environ: Mapping[str, str]) -> tuple[RunReque
         options = options_of(args)
     except UsageError:
         return None
-    paths = (settings.cache_dir, settings.run_dir, settings.authfile, settings.ca_file)
+    paths = (settings.cache_dir, settings.run_dir, settings.authfile, settings.ca_file, args.report)
     if not all(path is None or path.is_absolute() for path in paths):
         return None
-    return RunRequest(args.image, options, args.runtime, workload=args.workload), settings
+    request = RunRequest(args.image, options, args.runtime, workload=args.workload)
+    return ShortRun(request, settings, args.report)
 
 
 def _is_plain(args: Arguments) -> bool:
-    own = (
-        args.json or args.quiet or args.verbose or args.timing or args.timing_record or args.report or args.tty
-    )
+    own = args.json or args.quiet or args.verbose or args.timing or args.timing_record or args.tty
     relative = args.image.startswith("oci:") and not args.image.startswith("oci:/")
     return not (
         own

@@ -72,6 +72,7 @@ class Service:
 
     Attributes:
         session: the mount, once it is there.
+        made: what whoever asked for it was told.
         packed: device of the pack that files are mapped to.
         recorder: what it has read since, if that is noted.
         hint: what is fetched first.
@@ -91,6 +92,7 @@ class Service:
         timing: Timing,
     ) -> None:
         self.session: MountSession | None = None
+        self.made: MountInfo | None = None
         self.recorder: Recorder | None = None
         self.packed: AttachedDevice | None = None
         self.hint: HintReport | None = None

@@ -7,7 +7,7 @@ Messages, one JSON object a line: to the process a :class:`MountRequest`; from i
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from veneer.container.options import ContainerOptions
 from veneer.mount.state import Process
@@ -23,6 +23,7 @@ __all__ = [
     "MountInfo",
     "MountRequest",
     "RunRequest",
+    "ShortRun",
     "absolute_image",
 ]
 
@@ -195,6 +196,20 @@ class RunRequest:
             record=record,
             workload=self.workload,
         )
+
+
+class ShortRun(NamedTuple):
+    """A command line of ``veneer run`` that can go the short way.
+
+    Args:
+        request: what to run.
+        settings: of the invocation.
+        report: where the command writes how it went.
+    """
+
+    request: RunRequest
+    settings: Settings
+    report: Path | None
 
 
 @dataclass(frozen=True, slots=True)

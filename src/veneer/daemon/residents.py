@@ -74,7 +74,7 @@ class Residents:
         """Mount an image. Returns when the mount can be used. Raises VeneerError."""
         began = trio.current_time()
         service: Service = await self._nursery.start(self._live, request, choice, report)
-        info = service.info(trio.current_time() - began)
+        info = service.made = service.info(trio.current_time() - began)
         log.info(
             "mounted id=%s image=%s digest=%s mountpoint=%r seconds=%.3f",
             info.id,

@@ -27,12 +27,13 @@ import trio
 
 from veneer import __version__
 from veneer.container.runtime import find_runtime
+from veneer.daemon.client import RunResult
 from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
 from veneer.daemon.mounts import status_json
 from veneer.daemon.one import Service
-from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, RunRequest
+from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, ShortRun
 from veneer.daemon.residents import Residents
 from veneer.daemon.telling import Tell, Telling
 from veneer.errors import MountError, UsageError, VeneerError
@@ -44,7 +45,6 @@ from veneer.mount.resident import Guards
 from veneer.mount.state import process_of
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.watch import MountTableWatch
-from veneer.settings import Settings
 from veneer.source.tasks import open_nursery
 
 __all__ = ["RESTART", "ReadRun", "main"]
@@ -64,7 +64,7 @@ ADOPT_RETRY_S = 1.0
 SWITCH_S = 0.0005
 
 #: The words and the environment of a ``veneer run`` to what it asks for; None for what only the command can do.
-ReadRun = Callable[[Sequence[str], Mapping[str, str]], tuple[RunRequest, Settings] | None]
+ReadRun = Callable[[Sequence[str], Mapping[str, str]], ShortRun | None]
 #: How long the end of what has been unmounted may take before it is called detached.
 LINGER_S = 2.0
 
@@ -194,7 +194,7 @@ class Worker:
         read = self._read_run([str(word) for word in words], {k: str(v) for k, v in environ.items()})
         if read is None:
             return {"type": "elsewhere"}
-        wanted, settings = read
+        wanted, settings = read.request, read.settings
         if settings.backend not in RESIDENT or settings.run_dir != self._arguments.run_dir:
             return {"type": "elsewhere"}
         runtime = find_runtime(wanted.runtime, str(environ.get("PATH", "")) or None)
@@ -207,6 +207,7 @@ class Worker:
             "id": info.id,
             "bundle": info.bundle,
             "interactive": wanted.options.interactive,
+            "report": read.report and os.fspath(read.report),
         }
 
     async def _make(self, wanted: MountRequest, tell: Tell) -> MountInfo | Choice:
@@ -240,8 +241,17 @@ class Worker:
     async def _ended(self, request: dict[str, object]) -> dict[str, object]:
         """A container has ended: its mount goes at once, what it leaves is cleaned up afterwards."""
         _, service = self._mounted(request)
+        mounted_s, total_s = (float(str(request.get(name))) for name in ("mounted_s", "total_s"))
+        result = RunResult(
+            exit_code=int(str(request.get("exit_code"))),
+            mounted_s=mounted_s,
+            first_output_s=None,
+            total_s=total_s,
+            mount=service.made or service.info(mounted_s),
+            report=service.report(),
+        )
         await service.leave()
-        return {"type": "stopped"}
+        return {"type": "ended", "report": json.dumps(result.to_json(), indent=2) + "\n"}
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
         residents, service = self._mounted(request)
