@@ -32,7 +32,7 @@ _DEADLINE_S = 60.0
 _SLACK = 4.0
 _SLOW_DISK = 4e6
 #: A machine may be busy for a moment when a line is checked.
-_CHECKS = 3
+_CHECKS, _CHECK_PAUSE_S = 10, 2.0
 _MAX_ARRIVALS = 200
 _COMMAND_LENGTH = 200
 
@@ -261,6 +261,7 @@ def _checked(network: Network, began: float) -> NetworkEvent:
         except Unavailable:
             if not left:
                 raise
+            time.sleep(_CHECK_PAUSE_S)
     raise AssertionError("the last try returns or raises")
 
 
