@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import trio
 
+from veneer.lab.layers import difference
 from veneer.oci.descriptor import Descriptor, Platform
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import build_manifest
@@ -56,10 +57,12 @@ def _open(path: Path) -> BinaryIO:
 async def store(tar: Path, layout_path: Path) -> None:
     """Write both layers, the config and the manifest."""
     layout = OCILayout(layout_path, create=True)
+    base = tar.with_name("whole.tar")
+    difference({}, tar, base)
     program_tar = tar.with_name("program.tar")
     program_layer(program_tar)
     diff_ids, layers = [], []
-    for layer in (tar, program_tar):
+    for layer in (base, program_tar):
         packed = layer.with_suffix(".gz")
         diff_id, blob = compress(layer, packed)
         await layout.push_blob(blob, partial(_open, packed))

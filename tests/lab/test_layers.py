@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import py_compile
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 from veneer.errors import UsageError
 from veneer.lab.build import build_images, built_image, layout_of, store_image
 from veneer.lab.imageset import IMAGES, ImageSpec, Probe, find_images
-from veneer.lab.layers import app_layer, compress, difference, survey
+from veneer.lab.layers import EPOCH, app_layer, compress, difference, survey
 
 BASE = {
     "bin/": b"",
@@ -67,6 +70,26 @@ def test_other_names_of_files_below_become_files(tmp_path: Path) -> None:
         assert copy is not None
         assert copy.read() == b"list"
     assert kinds == {"bin/new": tarfile.REGTYPE, "bin/dir": tarfile.REGTYPE, "bin/newer": tarfile.LNKTYPE}
+
+
+def test_compiled_modules_stay_those_of_their_source(tmp_path: Path) -> None:
+    """Clamping times makes them stale, and every start would compile what it imports."""
+    source = tmp_path / "root/lib/module.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("VALUE = 1\n")
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP)
+    with tarfile.open(tmp_path / "whole", "w") as tar:
+
+        def clamped(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            return entry.replace(mtime=EPOCH, deep=False)
+
+        tar.add(tmp_path / "root", ".", filter=clamped)
+    difference({}, tmp_path / "whole", tmp_path / "layer")
+    with tarfile.open(tmp_path / "layer") as tar:
+        tar.extractall(tmp_path / "there", filter="fully_trusted")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path / 'there/lib')!r}); import module"
+    told = subprocess.run([sys.executable, "-Bv", "-c", program], capture_output=True, text=True, check=True)
+    assert f"module.cpython-{sys.version_info[0]}{sys.version_info[1]}.pyc matches" in told.stderr
 
 
 def test_the_same_files_make_the_same_bytes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ __all__ = ["IMAGES", "RECIPE", "SUITE", "SYNTHETIC_FILE", "ImageSpec", "Probe", 
 
 SUITE = "bookworm"
 #: Of how images are made of definitions; another number makes all of them anew.
-RECIPE = 2
+RECIPE = 3
 SYNTHETIC_FILE = 4 << 20
 
 #: Below the range from which the kernel takes ports of its own accord, above the well-known ones.

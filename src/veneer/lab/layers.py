@@ -2,11 +2,16 @@
 
 Equal input gives equal bytes: entries keep the order of the tar that they are from, times are those of the
 input or :data:`EPOCH`, and gzip gets no time of its own. Device nodes stay as they are.
+
+Whoever makes a root file system gives no file a later time than :data:`EPOCH`, but Python's compiled modules
+have the time that their source had before. They get the new one: otherwise every start in the image would
+compile all that it imports, which in images of the world it does not.
 """
 
 import hashlib
 import io
 import random
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +31,9 @@ _CHUNK = 1 << 20
 _GZIP_LEVEL = 6
 _WHITEOUT = ".wh."
 
+#: Of a compiled module: version, flags (0: it goes by its source's time), that time, and the source's size.
+_COMPILED = struct.Struct("<4sIII")
+
 #: What makes an entry the same as another: header and content.
 Survey = Mapping[str, tuple[object, ...]]
 
@@ -44,7 +52,8 @@ class StoredLayer:
 def survey(tar: Path) -> Survey:
     """What a root file system's tar has, by name. Blocks, and reads all of it."""
     with tarfile.open(tar) as source:
-        return {_name(entry): _key(source, entry) for entry in source}
+        members = {_name(entry): entry for entry in source}
+        return {name: _key(entry, _content(source, members, entry)) for name, entry in members.items()}
 
 
 def difference(base: Survey, full: Path, layer: Path, *, removed: Iterable[str] = ()) -> int:
@@ -63,18 +72,20 @@ def difference(base: Survey, full: Path, layer: Path, *, removed: Iterable[str] 
     unwanted = tuple(removed)
     written: set[str] = set()
     with tarfile.open(full) as source, tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as target:
-        for entry in source:
-            name = _name(entry)
+        members = {_name(entry): entry for entry in source}
+        for name, entry in members.items():
             if any(name == path or name.startswith(f"{path}/") for path in unwanted):
                 continue
             gone.pop(name, None)
-            if base.get(name) == _key(source, entry):
+            content = _content(source, members, entry)
+            if base.get(name) == _key(entry, content):
                 continue
             if entry.islnk() and _clean(entry.linkname) not in written:
                 # The other name is of the layer below, and links do not reach there.
-                entry = source.getmember(entry.linkname).replace(name=entry.name, deep=False)
+                entry = members[_clean(entry.linkname)].replace(name=entry.name, deep=False)
+                content = _content(source, members, entry)
             written.add(name)
-            target.addfile(entry, source.extractfile(entry) if entry.isreg() else None)
+            target.addfile(entry, None if content is None else io.BytesIO(content))
             count += 1
         for name in gone:
             parent, _, last = name.rpartition("/")
@@ -135,14 +146,28 @@ def _clean(name: str) -> str:
     return name.removeprefix("./").strip("/")
 
 
-def _key(source: tarfile.TarFile, entry: tarfile.TarInfo) -> tuple[object, ...]:
+def _key(entry: tarfile.TarInfo, content: bytes | None) -> tuple[object, ...]:
     header = (entry.type, entry.mode, entry.uid, entry.gid, entry.mtime, entry.linkname, entry.size)
     device = (entry.devmajor, entry.devminor, tuple(sorted(entry.pax_headers.items())))
-    digest = hashlib.sha256()
-    content = source.extractfile(entry) if entry.isreg() else None
-    while content is not None and (piece := content.read(_CHUNK)):
-        digest.update(piece)
-    return (*header, *device, digest.digest())
+    return (*header, *device, hashlib.sha256(content or b"").digest())
+
+
+def _content(
+    source: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], entry: tarfile.TarInfo
+) -> bytes | None:
+    """The bytes of a regular file; of a compiled module, with the time that its source has in the tar."""
+    file = source.extractfile(entry) if entry.isreg() else None
+    if file is None:
+        return None
+    content = file.read()
+    directory, _, name = _name(entry).rpartition("/__pycache__/")
+    if not name.endswith(".pyc") or len(content) < _COMPILED.size:
+        return content
+    version, flags, _, size = _COMPILED.unpack_from(content)
+    module = members.get(f"{directory}/{name.partition('.')[0]}.py")
+    if module is None or flags or module.size != size:
+        return content
+    return _COMPILED.pack(version, flags, int(module.mtime), size) + content[_COMPILED.size :]
 
 
 def _plain(name: str, size: int) -> tarfile.TarInfo:
