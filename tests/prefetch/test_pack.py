@@ -195,7 +195,11 @@ def test_every_byte_of_a_packed_file_is_where_it_is_mapped_to(seed: int) -> None
     layers[1].append(TarItem(b"sparse", pieces=((4096, b"x" * 5000),), size=50_000))
     index, tars = image_of(*layers)
     touched = [
-        Range(layer, start := chance.randrange(len(data)), min(chance.randrange(1, 20_000), len(data) - start))
+        Range(
+            layer,
+            start := chance.randrange(len(data)) // 4096 * 4096,
+            min(4096 * chance.randrange(1, 6), len(data) - start),
+        )
         for layer, data in [chance.choice([*tars.items()]) for _ in range(30)]
     ]
     hot = hot_ranges(index, touched, 1 << 30)
@@ -221,7 +225,7 @@ def test_every_byte_of_a_packed_file_is_where_it_is_mapped_to(seed: int) -> None
             assert extent.file_offset % 4096 == 0
             packed += extent.length if extent.device == 3 else 0
         assert not extents or sum(extent.length for extent in extents) == index.size[node]
-        # What was touched and can be packed is.
+        # What was read and can be packed is: pages of the file that lie in pages of the device.
         whole = {
             page
             for extent in extents
@@ -233,13 +237,29 @@ def test_every_byte_of_a_packed_file_is_where_it_is_mapped_to(seed: int) -> None
             assert not whole
             continue
         data = index.data[node]
-        pages = {
+        read = {
+            page
+            for one in touched
+            if one.layer == layer
+            for page in range(one.offset // 4096, -(-(one.offset + one.length) // 4096))
+        }
+        near = {
             page
             for one in touched
             if one.layer == layer and one.offset < data + index.size[node]
             for page in range(
                 max(0, one.offset - data) // 4096,
                 -(-min(index.size[node], one.offset + one.length - data) // 4096),
+            )
+        }
+        pages = {
+            page
+            for page in near
+            if read.issuperset(
+                range(
+                    (data + 4096 * page) // 4096,
+                    -(-(data + min(-(-index.size[node] // BLOCK) * BLOCK, 4096 * (page + 1))) // 4096),
+                )
             )
         }
         assert whole == pages
@@ -250,12 +270,28 @@ def test_the_order_is_that_of_first_use_and_what_is_too_much_is_left_out() -> No
     index, tars = image_of([TarItem(b"a", content=b"a" * 10_000), TarItem(b"b", content=b"b" * 10_000)])
     (layer,) = tars
     a, b = (index.data[node] for node in (index.lookup(b"a"), index.lookup(b"b")) if node is not None)
-    touched = [Range(layer, b + 4096, 1), Range(layer, a, 4097), Range(layer, b, 10_000), Range(layer, 0, 1)]
+    touched = [Range(layer, b + 4096, 4096), Range(layer, a, 8192), Range(layer, b, 10_000), Range(layer, 0, 1)]
     expected = [Range(layer, b + 4096, 4096), Range(layer, a, 8192), Range(layer, b, 4096)]
     last = Range(layer, b + 8192, 2048)
     assert hot_ranges(index, touched, 1 << 20) == [*expected, last]
     assert hot_ranges(index, touched, 4096 * 4) == expected
     assert hot_ranges(index, [Range(LAYERS[0], 0, 10)], 1 << 20) == []
+
+
+def test_parts_of_files_beside_what_was_read_are_left_out() -> None:
+    """Events are of whole pages of the device, and files begin anywhere in them."""
+    contents = {b"a": b"a" * 20_000, b"b": b"b" * 4_096, b"c": b"c" * 6_000}
+    index, tars = image_of([TarItem(name, content=content) for name, content in contents.items()])
+    (layer,) = tars
+    node = index.lookup(b"b")
+    assert node is not None
+    first = index.data[node] // 4096 * 4096
+    end = -(-(index.data[node] + 4096) // 4096) * 4096
+    assert first < index.data[node] < end - 4096, "not aligned, with parts of its neighbours"
+    only = Range(layer, index.data[node], 4096)
+    assert hot_ranges(index, [Range(layer, first, end - first)], 1 << 20) == [only]
+    halves = [Range(layer, first, 4096), Range(layer, first + 4096, end - first - 4096)]
+    assert hot_ranges(index, halves, 1 << 20) == [only], "page by page it is the same"
 
 
 def test_huge_files_have_larger_chunks() -> None:

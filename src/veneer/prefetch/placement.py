@@ -73,7 +73,11 @@ class _Files:
 
 
 def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Range]:
-    """The whole chunks of files that ranges touch, in the order of first touch, each once; neighbours joined.
+    """The chunks of files that ranges need, in the order of first need, each once; neighbours joined.
+
+    Who reads a page of a file reads all of it, but tars are not aligned to pages: what is recorded is the pages
+    of the device around it, with parts of the files before and after. So a chunk counts once all pages that it
+    lies in have been read.
 
     Args:
         index: the image.
@@ -86,6 +90,7 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
     for number, device in enumerate(index.devices):
         same[device.diff_id].append(number)
     files: dict[int, _Files] = {}
+    read: dict[Digest, set[int]] = defaultdict(set)
     seen: set[tuple[Digest, int]] = set()
     hot: list[Range] = []
     total = 0
@@ -93,6 +98,8 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
         if layer not in numbers:
             continue
         limit = index.devices[numbers[layer]].spans.size
+        pages = read[layer]
+        pages.update(_pages(offset, length))
         for number in same[layer]:
             table = files.get(number) or files.setdefault(number, _Files(index, number))
             for _, start, size in table.overlapping(offset, offset + length):
@@ -103,6 +110,8 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
                     stored = min(chunk, -(-(size - begin) // BLOCK) * BLOCK)
                     if (layer, start + begin) in seen or start + begin + stored > limit:
                         continue
+                    if chunk == _PAGE and not pages.issuperset(_pages(start + begin, stored)):
+                        continue
                     if total + stored > most:
                         return hot
                     seen.add((layer, start + begin))
@@ -112,6 +121,11 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
                     else:
                         hot.append(Range(layer, start + begin, stored))
     return hot
+
+
+def _pages(offset: int, length: int) -> range:
+    """Numbers of the pages of a device that a range lies in."""
+    return range(offset // _PAGE, -(-(offset + length) // _PAGE))
 
 
 def placements(index: ImageIndex, packs: Sequence[PackIndex]) -> dict[int, list[Extent]]:
