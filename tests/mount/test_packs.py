@@ -26,7 +26,10 @@ from veneer.mount.packed import Packed
 from veneer.mount.precontent import PreContentStats
 from veneer.mount.resident import ResidentMounter
 from veneer.mount.session import mounted
-from veneer.prefetch.pack import PackIndex
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
+from veneer.oci.mediatypes import VENEER_PACK_INDEX
+from veneer.prefetch.pack import PackIndex, encode_pack_index
 from veneer.prefetch.profile import Profile, Use
 from veneer.settings import Settings
 from veneer.store.spanstore import SpanStore, open_store
@@ -117,7 +120,9 @@ class Place:
         mountpoint.mkdir(exist_ok=True)
         async with open_store(self.settings) as store, open_image(self.text, self.settings) as image:
             attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
-            packed = Packed.attach(index.device.key, index, blob, store, attached)
+            data = encode_pack_index(index)
+            descriptor = Descriptor(VENEER_PACK_INDEX, Digest.of(data), len(data))
+            packed = Packed.attach(descriptor, data, index, blob, store, attached)
             identity = image.identity
             subject = Subject(image.name, image.devices, lambda: image.index, identity, store, attached)
             async with guards() as shared:

@@ -16,10 +16,9 @@ import trio
 from veneer.convert.frames import Frame, compress
 from veneer.errors import NotFound, UsageError
 from veneer.image import Image
-from veneer.image.files import ACCOUNT_FILES
 from veneer.image.packs import STATIC
 from veneer.index.model import Codec, Device, ImageIndex, SpanTable
-from veneer.index.paths import find
+from veneer.index.paths import ACCOUNT_FILES, find
 from veneer.index.wire_spans import encode_spans
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest

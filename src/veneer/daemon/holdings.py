@@ -172,8 +172,9 @@ class Holdings:
             for device, source in zip(image.devices, image.sources, strict=True)
         )
         if (pack := image.pack) is not None:
-            identity = pack.named.descriptor.digest
-            holding.packed = Packed.attach(identity, pack.index, pack.source, store, holding.attached)
+            holding.packed = Packed.attach(
+                pack.named.descriptor, pack.data, pack.index, pack.source, store, holding.attached
+            )
             self._note(holding, holding.packed.attached)
         return holding
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from veneer.container.bundle import image_user
+from veneer.container.bundle import Whereabouts, image_user
 from veneer.container.runtime import delete_container, may_be_left
 from veneer.container.spec import command_of, runtime_spec, write_bundle
 from veneer.daemon.control import Operation
@@ -20,7 +20,6 @@ from veneer.errors import MountError
 from veneer.image import Image
 from veneer.mount.backends import Subject
 from veneer.mount.base import Mounter
-from veneer.mount.packed import Packed
 from veneer.mount.session import MountSession
 from veneer.mount.state import Process
 from veneer.prefetch.profile import DEFAULT_WORKLOAD
@@ -44,13 +43,13 @@ def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) 
 
 
 async def write_place_bundle(
-    request: MountRequest, place: Place, image: Image, store: SpanStore, packed: Packed | None = None
+    request: MountRequest, place: Place, image: Image, store: SpanStore, known: Whereabouts | None = None
 ) -> None:
     """Write the bundle of a mount that is a container's root; nothing for other mounts."""
     if request.container is None:
         return
     options = request.container.options
-    user = await image_user(image, store, options, packed)
+    user = await image_user(image, store, options, known)
     record = place.record
     spec = runtime_spec(image.config, options, user, root=os.fspath(record.mountpoint), name=record.id)
     await trio.to_thread.run_sync(write_bundle, place.directory, spec)

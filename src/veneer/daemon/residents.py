@@ -245,8 +245,9 @@ class Residents:
         bundled, there = trio.Event(), trio.Event()
 
         async def write_bundle() -> None:
+            await mounter.planned.wait()
             with timing.phase("bundle"):
-                await write_place_bundle(request, place, holding.image, holding.store, holding.packed)
+                await write_place_bundle(request, place, holding.image, holding.store, mounter.accounts)
             bundled.set()
 
         async with open_nursery() as nursery:

@@ -46,6 +46,7 @@ from veneer.mount.state import process_of
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
+from veneer.transport.tls import tls_context
 
 __all__ = ["RESTART", "ReadRun", "main"]
 
@@ -145,6 +146,8 @@ class Worker:
             await self._tell({"type": "ready"})
             if self._guards is not None:
                 nursery.start_soon(self._guards.scribe.start)
+                # Reading the system's certificates takes longer than a mount.
+                nursery.start_soon(trio.to_thread.run_sync, tls_context, None)
             nursery.start_soon(_vital, self._follow_supervisor)
             if arguments.idle_exit != "none":
                 await self._until_idle(float(arguments.idle_exit))

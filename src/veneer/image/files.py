@@ -14,10 +14,8 @@ from veneer.index.paths import find
 from veneer.mount.packed import Packed
 from veneer.store.spanstore import SpanStore
 
-__all__ = ["ACCOUNT_FILES", "FileEntry", "list_path", "read_file"]
+__all__ = ["FileEntry", "list_path", "read_file"]
 
-#: What is read of an image before every container: who its users and groups are.
-ACCOUNT_FILES = (b"etc/passwd", b"etc/group")
 #: A file is read in pieces of this size, with this much asked for ahead.
 _PIECE, _AHEAD = 1 << 20, 8 << 20
 

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -116,11 +118,13 @@ class FoundPack:
         named: which one.
         index: what it has.
         source: its blob.
+        data: the index as it is stored.
     """
 
     named: NamedPack
     index: PackIndex
     source: BlobSource
+    data: bytes
 
 
 def annotated_packs(manifest: Manifest) -> tuple[NamedPack, ...]:
@@ -228,11 +232,11 @@ async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, nam
         source: BlobSource = contents.repository.blob(blob)
         if ahead is not None and ahead[0] == (blob.digest, blob.size):
             source = ahead[1]
-        return FoundPack(named, index, source)
+        return FoundPack(named, index, source, data)
     # A mount that is restored after a new pack has been made needs the old index.
     await contents.keep(descriptor, data)
     name = f"local/pack/{named.workload}@{blob.digest}"
-    return FoundPack(named, index, FileBlob(directory / blob.digest.hex, name, blob.size))
+    return FoundPack(named, index, FileBlob(directory / blob.digest.hex, name, blob.size), data)
 
 
 def _fetched_ahead(contents: Contents, descriptor: Descriptor) -> tuple[tuple[Digest, int], AheadBlob] | None:
@@ -262,11 +266,12 @@ def check_fits(pack: FoundPack, devices: Sequence[Device]) -> None:
     """Raise IntegrityError unless every byte of a pack is one of these devices'."""
     what = f"the pack {pack.named.descriptor.digest}"
     sizes = {device.diff_id: device.spans.size for device in devices}
-    for place in pack.index.places:
-        if (size := sizes.get(place.layer)) is None:
-            raise IntegrityError(f"{what} is stale: it has bytes of {place.layer}, which is none of the layers")
-        if place.offset + place.length > size:
-            raise IntegrityError(f"{what} has bytes after the end of {place.layer}")
+    for layer, places in groupby(pack.index.places, attrgetter("layer")):
+        if (size := sizes.get(layer)) is None:
+            raise IntegrityError(f"{what} is stale: it has bytes of {layer}, which is none of the layers")
+        *_, last = places
+        if last.offset + last.length > size:
+            raise IntegrityError(f"{what} has bytes after the end of {layer}")
 
 
 def local_pack(cache_dir: Path, manifest: Digest, workload: str) -> NamedPack | None:

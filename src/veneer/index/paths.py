@@ -9,8 +9,10 @@ from typing import NamedTuple
 from veneer.errors import NotFound
 from veneer.index.model import ImageIndex
 
-__all__ = ["MAX_SYMLINKS", "Located", "find", "locate"]
+__all__ = ["ACCOUNT_FILES", "MAX_SYMLINKS", "Located", "find", "locate"]
 
+#: What is read of an image before every container: who its users and groups are.
+ACCOUNT_FILES = (b"etc/passwd", b"etc/group")
 #: Symlinks on one path, as in Linux.
 MAX_SYMLINKS = 40
 

@@ -14,8 +14,9 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +24,9 @@ from typing import Protocol
 from veneer.erofs.chunks import Copy
 from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
 from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
-from veneer.errors import MountError
-from veneer.index.model import ImageIndex
+from veneer.errors import MountError, NotFound
+from veneer.index.model import Extent, ImageIndex
+from veneer.index.paths import ACCOUNT_FILES, find
 from veneer.mount.kernel import EROFS_SUFFIX
 from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex
@@ -60,6 +62,8 @@ class MetadataImage:
     copies: tuple[Copy, ...]
     dropped: int
     inodes: int
+    #: Path -> where the file is that tells of users, in the order of its bytes; one that is missing is nowhere.
+    accounts: Mapping[bytes, tuple[Extent, ...]]
 
 
 def metadata_image(
@@ -86,15 +90,15 @@ def metadata_image(
     if (found := kept_image(identity, devices, cache_dir, packs)) is not None:
         return found
     path = _path(identity, cache_dir, packs)
-    image = _write(index(), [pack.index for pack in packs])
+    image, accounts = _write(index(), [pack.index for pack in packs])
     try:
-        _save(path, image)
+        _save(path, image, accounts)
     except OSError as error:
         raise MountError(
             f"cannot keep the metadata image {path}: {error.strerror}", hint="make room, or use --backend fuse"
         ) from error
     _prune(path)
-    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes)
+    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes, accounts)
 
 
 def kept_image(
@@ -112,9 +116,28 @@ def _path(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles]) -> Path
     return cache_dir / _DIRECTORY / f"{name}{EROFS_SUFFIX}"
 
 
-def _write(index: ImageIndex, packs: Sequence[PackIndex]) -> ErofsImage:
+def _write(
+    index: ImageIndex, packs: Sequence[PackIndex]
+) -> tuple[ErofsImage, Mapping[bytes, tuple[Extent, ...]]]:
     slots = [DeviceSlot(pack.device.diff_id.hex[:TAG_SIZE].encode(), pack.device.spans.size) for pack in packs]
-    return write_erofs(index, packs=slots, placements=placements(index, packs))
+    placed = placements(index, packs)
+    accounts = {
+        path: where for path in ACCOUNT_FILES if (where := _whereabouts(index, placed, path)) is not None
+    }
+    return write_erofs(index, packs=slots, placements=placed), accounts
+
+
+def _whereabouts(
+    index: ImageIndex, placed: Mapping[int, Sequence[Extent]], path: bytes
+) -> tuple[Extent, ...] | None:
+    """Where a file is, so that it can be read without the tree; None if that cannot be said so simply."""
+    try:
+        node = find(index, path, "the image")
+    except NotFound:
+        return ()
+    if not stat.S_ISREG(index.mode[node]) or node in index.segments:
+        return None
+    return tuple(placed.get(node) or index.extents(node))
 
 
 def _load(path: Path) -> MetadataImage | None:
@@ -127,18 +150,23 @@ def _load(path: Path) -> MetadataImage | None:
             os.utime(file.fileno())  # for _prune
         devices = tuple(DeviceSlot(tag.encode("latin-1"), size) for tag, size in facts["devices"])
         copies = tuple(Copy(*fields) for fields in facts["copies"])
-        return MetadataImage(path, devices, copies, int(facts["dropped"]), int(facts["inodes"]))
+        accounts = {
+            where.encode("latin-1"): tuple(Extent(*fields) for fields in extents)
+            for where, extents in facts["accounts"].items()
+        }
+        return MetadataImage(path, devices, copies, int(facts["dropped"]), int(facts["inodes"]), accounts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _save(path: Path, image: ErofsImage) -> None:
+def _save(path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Extent]]) -> None:
     facts = {
         "sha256": hashlib.sha256(image.data).hexdigest(),
         "devices": [(slot.tag.decode("latin-1"), slot.size) for slot in image.devices],
         "copies": image.copies,
         "dropped": sum(image.dropped.values()),
         "inodes": image.inodes,
+        "accounts": {where.decode("latin-1"): extents for where, extents in accounts.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, image.data)

@@ -15,7 +15,7 @@ import trio
 from veneer.errors import MountError
 from veneer.mount.bdi import NORMAL_KB, set_read_ahead
 from veneer.mount.precontent import GuardedDevices
-from veneer.oci.digest import Digest
+from veneer.oci.descriptor import Descriptor
 from veneer.prefetch.pack import PackIndex, in_order
 from veneer.source.base import BlobSource
 from veneer.store.fetch import Priority
@@ -39,13 +39,15 @@ class Packed:
     """A pack, attached to a store.
 
     Args:
-        identity: digest of its index.
+        descriptor: of its index.
+        data: its index as it is stored.
         index: what it has.
         attached: its device.
         originals: the same bytes in the layers.
     """
 
-    identity: Digest
+    descriptor: Descriptor
+    data: bytes
     index: PackIndex
     attached: AttachedDevice
     originals: Originals
@@ -53,7 +55,8 @@ class Packed:
     @classmethod
     def attach(
         cls,
-        identity: Digest,
+        descriptor: Descriptor,
+        data: bytes,
         index: PackIndex,
         source: BlobSource,
         store: SpanStore,
@@ -62,7 +65,7 @@ class Packed:
         """Attach a pack next to the layers, which have all bytes that it has."""
         found = originals(index, store, layers)
         attached = store.attach(index.device, source, original=found.read)
-        return cls(identity, index, attached, found)
+        return cls(descriptor, data, index, attached, found)
 
     def prefetch(self, store: SpanStore) -> None:
         """Queue all that is missing, in its order, and wait for nothing."""
@@ -73,10 +76,14 @@ class Packed:
 def originals(index: PackIndex, store: SpanStore, layers: Sequence[AttachedDevice]) -> Originals:
     """Where the bytes of a pack are in the layers."""
     devices = {layer.device.diff_id: layer for layer in layers}
-    return Originals(
-        store,
-        [Piece(place.at, place.length, devices[place.layer], place.offset) for place in in_order(index.places)],
-    )
+
+    def pieces() -> list[Piece]:
+        return [
+            Piece(place.at, place.length, devices[place.layer], place.offset)
+            for place in in_order(index.places)
+        ]
+
+    return Originals(store, pieces)
 
 
 async def follow_start(

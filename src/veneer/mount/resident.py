@@ -125,6 +125,9 @@ class ResidentMounter:
         self.stats: PreContentStats = guards.devices.stats
         #: Names of the file system in the kernel's list, once it is mounted.
         self.superblocks: tuple[str, ...] = existing.superblocks if existing else ()
+        #: Where the files are that tell of users, once :attr:`planned` is set; what is not there is empty.
+        self.accounts: dict[bytes, list[tuple[AttachedDevice, int, int]]] = {}
+        self.planned = trio.Event()
         #: Whether somebody may have read zeros for bytes that were not there; such a mount is to be given up.
         self.tainted = False
         self._guards = guards
@@ -185,6 +188,11 @@ class ResidentMounter:
             # Last: what it does not give comes from the layers, which may be read when they are held.
             opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
         attached = [*layers, self.packed.attached] if self.packed else layers
+        self.accounts = {
+            path: [(attached[extent.device], extent.offset, extent.length) for extent in extents]
+            for path, extents in metadata.accounts.items()
+        }
+        self.planned.set()
         if self._existing is None:
             # Only now: a descriptor that asks is exchanged when its device is held.
             with self._timing.phase("tail"):
@@ -225,7 +233,7 @@ class ResidentMounter:
     async def _metadata(self) -> MetadataImage:
         if self.packed is not None:
             try:
-                return await self._metadata_with([Pack(self.packed.identity, self.packed.index)])
+                return await self._metadata_with([Pack(self.packed.descriptor, self.packed.data)])
             except (IntegrityError, UnsupportedFormat) as error:
                 if self._existing is not None:
                     raise

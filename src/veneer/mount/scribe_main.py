@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -19,20 +20,36 @@ from veneer.index.merge import merge
 from veneer.index.model import ImageIndex
 from veneer.index.wire import PackedIndex
 from veneer.mount.metadata import MetadataImage, metadata_image
+from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
-from veneer.prefetch.pack import PackIndex
+from veneer.prefetch.pack import PackIndex, decode_pack_index
 
 __all__ = ["LENGTH", "Commission", "Pack", "main"]
 
 LENGTH: Final = struct.Struct("<Q")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Pack:
-    """A pack that files are mapped to: the digest of its index, and what that says."""
+    """A pack that files are mapped to: its index, stored, which is quicker to hand over than decoded.
 
-    identity: Digest
-    index: PackIndex
+    Args:
+        descriptor: of the index.
+        data: the index; it has been decoded without an error before.
+    """
+
+    descriptor: Descriptor
+    data: bytes
+
+    @property
+    def identity(self) -> Digest:
+        """Digest of its index."""
+        return self.descriptor.digest
+
+    @cached_property
+    def index(self) -> PackIndex:
+        """What it has."""
+        return decode_pack_index(self.data, self.descriptor)
 
 
 class Commission(NamedTuple):

@@ -4,7 +4,8 @@ Used where the copy's own source fails: slower, and right, since every byte is v
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from veneer.store.fetch import Priority
@@ -27,13 +28,20 @@ class Originals:
 
     Args:
         store: has the other devices.
-        pieces: tile the copy, in order.
+        pieces: gives those that tile the copy, in order; most starts need none.
     """
 
-    def __init__(self, store: SpanStore, pieces: Sequence[Piece]) -> None:
+    def __init__(self, store: SpanStore, pieces: Callable[[], Sequence[Piece]]) -> None:
         self._store = store
-        self._pieces = pieces
-        self._starts = [piece.at for piece in pieces]
+        self._find = pieces
+
+    @cached_property
+    def _pieces(self) -> Sequence[Piece]:
+        return self._find()
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [piece.at for piece in self._pieces]
 
     async def read(self, offset: int, length: int, priority: Priority) -> bytes:
         """A range of the copy. Raises VeneerError as reading the other devices does."""
