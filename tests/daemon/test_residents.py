@@ -34,5 +34,6 @@ async def test_a_bug_in_one_mount_is_its_error_and_ends_nothing_else(
         with pytest.raises(MountError, match="internal error: RuntimeError"):
             await residents.mount(request, Choice("erofs-fanotify", "asked for"))
         assert residents.count == 0
+        nursery.cancel_scope.cancel()
     assert mount_records(settings.run_dir) == []
     assert not (workplace / "mnt").exists()
