@@ -353,6 +353,9 @@ async def test_what_is_evicted_while_mounted_is_fetched_again_when_it_is_read(
         assert await in_thread(lambda: _read(path / "f", part)) == CONTENT[:part]
         if complete:
             await one.settled()
+        # What a miss brought along may be on its way still.
+        while jobs := one.attached.queue.jobs:
+            await next(iter(jobs.values())).done.wait()
         await one.evict_everything()
         assert one.attached.data_fd is not None
         assert os.fstat(one.attached.data_fd).st_blocks == 0
