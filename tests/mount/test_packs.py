@@ -18,6 +18,7 @@ from tests.mount.guarding import guards
 from veneer.convert.pack import BuiltPack, build_pack
 from veneer.errors import IntegrityError, NotFound, Unavailable, UsageError, VeneerError
 from veneer.image import Image, open_image
+from veneer.mount import packed as packed_module
 from veneer.mount.backends import Subject
 from veneer.mount.base import Choice
 from veneer.mount.bdi import NORMAL_KB, read_ahead_setting
@@ -211,6 +212,23 @@ async def test_a_whole_pack_is_read_without_questions(tmp_path: Path) -> None:
         assert (store.stats.requests, stats.events) == (requests, events)
         await trio.to_thread.run_sync(read_all, mountpoint)
         assert stats.events > events
+        with trio.fail_after(30):
+            while setting.read_text().strip() != str(NORMAL_KB):  # noqa: ASYNC110 - sysfs tells nobody
+                await trio.sleep(0.05)
+
+
+async def test_who_reads_something_else_gets_the_kernel_to_read_ahead_before_it_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount with a pack is not only there for its start: without read-ahead every page is a question."""
+    monkeypatch.setattr(packed_module, "QUIET_S", 3600.0)
+    monkeypatch.setattr(packed_module, "MISFIT", 3)
+    async with shown(tmp_path) as (mountpoint, mounter, _, packed, _):
+        await until_complete(packed)
+        setting = await trio.to_thread.run_sync(read_ahead_setting, mountpoint, mounter.superblocks)
+        await trio.to_thread.run_sync(read_packed, mountpoint, packed)
+        assert setting.read_text().strip() == "0", "as long as it is the start that was recorded"
+        await trio.to_thread.run_sync(read_all, mountpoint)
         with trio.fail_after(30):
             while setting.read_text().strip() != str(NORMAL_KB):  # noqa: ASYNC110 - sysfs tells nobody
                 await trio.sleep(0.05)

@@ -109,6 +109,8 @@ class Guarded:
         self.proving = self.refuted = False
         #: When the kernel last asked, on trio's clock.
         self.asked = -math.inf
+        #: How often it has asked.
+        self.questions = 0
         #: Who notes what is read of it. While anybody does, it stays marked.
         self.recorders: list[Recorder] = []
         #: Owner of its tasks.

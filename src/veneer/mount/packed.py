@@ -32,6 +32,9 @@ _STEP = 16 << 20
 _PAUSES_S = (1.0, 5.0, 30.0)
 #: A start has ended when its pack is there and the kernel has asked about nothing for so long since the mount.
 QUIET_S = 2.0
+#: Who has asked so often about what is not in the pack (1 MiB, page by page) reads something else.
+MISFIT = 256
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,14 +108,29 @@ async def follow_start(
         attached: all devices of the mount, the pack's included.
         setting: of the mount's read-ahead; None to leave it alone.
     """
-    began = trio.current_time()
-    await _fetch(packed, store)
-    guards.consider(packed.attached)
-    if setting is None:
-        return
-    last = began
-    while (end := last + QUIET_S) > trio.current_time():
-        await trio.sleep_until(end)
+    fetched = trio.Event()
+    async with trio.open_nursery() as nursery:
+        if setting is not None:
+            nursery.start_soon(_end_start, packed, fetched, guards, attached, setting)
+        await _fetch(packed, store)
+        guards.consider(packed.attached)
+        fetched.set()
+
+
+async def _end_start(
+    packed: Packed,
+    fetched: trio.Event,
+    guards: GuardedDevices,
+    attached: Sequence[AttachedDevice],
+    setting: Path,
+) -> None:
+    """Wait until the start is over, or turns out to be another one than that of the pack."""
+    cold = [one for one in attached if one is not packed.attached]
+    before, last = guards.questions(cold), trio.current_time()
+    while guards.questions(cold) - before < MISFIT:
+        if fetched.is_set() and trio.current_time() - last >= QUIET_S:
+            break
+        await trio.sleep(_LOOK_S)
         last = max(last, guards.asked(attached))
     try:
         await trio.to_thread.run_sync(set_read_ahead, setting, NORMAL_KB)

@@ -208,6 +208,10 @@ class GuardedDevices:
         """When the kernel last asked about one of the devices, on trio's clock."""
         return max(self._of(one).asked for one in attached)
 
+    def questions(self, attached: Iterable[AttachedDevice]) -> int:
+        """How often the kernel has asked about these devices."""
+        return sum(self._of(one).questions for one in attached)
+
     def consider(self, attached: AttachedDevice) -> None:
         """Look whether a device has become complete otherwise than by being read, and unmark it then."""
         self._consider(self._of(attached))
@@ -358,6 +362,7 @@ class GuardedDevices:
             self._unknown(event)
             return errno.EIO
         guarded.asked = trio.current_time()
+        guarded.questions += 1
         attached = guarded.attached
         offset = event.offset
         length = min(event.length or attached.size, attached.size - offset)
