@@ -73,9 +73,14 @@ def stop_daemon(run_dir: Path, *, force: bool = False) -> bool:
 
     Raises MountError when something is mounted, unless ``force`` says to detach it, or is in use after that.
     """
-    supervisor = _supervisor(run_dir)
-    if supervisor is None:
-        return False
+    with _supervisor(run_dir) as process:
+        if process is None:
+            return False
+        _stop(run_dir, process, force=force)
+    return True
+
+
+def _stop(run_dir: Path, process: int, *, force: bool) -> None:
     mounts = [record for record in mount_records(run_dir) if record.daemon]
     if mounts and not force:
         where = ", ".join(os.fspath(record.mountpoint) for record in mounts[:3])
@@ -83,23 +88,20 @@ def stop_daemon(run_dir: Path, *, force: bool = False) -> bool:
             f"the daemon serves {len(mounts)} mounts ({where}{', ...' if len(mounts) > 3 else ''})",
             hint="unmount them first, or use --force to detach them",
         )
-    with _opened(supervisor) as process:
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-        if not select.select([process], [], [], STOP_TIMEOUT_S)[0]:
-            raise MountError(
-                f"the daemon has not ended within {STOP_TIMEOUT_S:g} s: what it detached is in use still",
-                hint="it ends when the last user has left; veneer status shows what is left",
-            )
-    return True
+    signal.pidfd_send_signal(process, signal.SIGTERM)
+    if not _has_ended(process, STOP_TIMEOUT_S):
+        raise MountError(
+            f"the daemon has not ended within {STOP_TIMEOUT_S:g} s: what it detached is in use still",
+            hint="it ends when the last user has left; veneer status shows what is left",
+        )
 
 
 def restart_daemon(run_dir: Path) -> None:
     """Have another worker take over, of the version that is installed now. Raises MountError."""
-    supervisor = _supervisor(run_dir)
-    if supervisor is None:
-        raise MountError("no daemon runs here", hint="veneer daemon start")
-    before = ask(run_dir, DAEMON_SOCKET, "ping")["worker"]
-    with _opened(supervisor) as process:
+    with _supervisor(run_dir) as process:
+        if process is None:
+            raise MountError("no daemon runs here", hint="veneer daemon start")
+        before = ask(run_dir, DAEMON_SOCKET, "ping")["worker"]
         signal.pidfd_send_signal(process, signal.SIGHUP)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -111,8 +113,36 @@ def restart_daemon(run_dir: Path) -> None:
     raise MountError("no other worker took over", hint=f"see {run_dir / 'daemon.log'}")
 
 
-def _supervisor(run_dir: Path) -> int | None:
-    """The process that is the daemon's supervisor."""
+@contextlib.contextmanager
+def _supervisor(run_dir: Path) -> Iterator[int | None]:
+    """The process that is the daemon's supervisor, opened; None without a daemon. Raises MountError."""
+    process = _open_supervisor(run_dir)
+    try:
+        yield process
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def _open_supervisor(run_dir: Path) -> int | None:
+    # One that has just died is named until another one has taken over.
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while (pid := _named_supervisor(run_dir)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            if not _has_ended(process, 0.0):
+                return process
+            os.close(process)
+        if time.monotonic() > deadline:
+            raise MountError(
+                "the daemon's supervisor has died, and no other has taken over",
+                hint=f"see {run_dir / 'daemon.log'}",
+            )
+        time.sleep(PING_PAUSE_S)
+    return None
+
+
+def _named_supervisor(run_dir: Path) -> int | None:
     try:
         pids: dict[str, Any] = json.loads((run_dir / "daemon.json").read_bytes())
         return int(pids["supervisor"]) if ask(run_dir, DAEMON_SOCKET, "ping") else None
@@ -120,13 +150,5 @@ def _supervisor(run_dir: Path) -> int | None:
         return None
 
 
-@contextlib.contextmanager
-def _opened(pid: int) -> Iterator[int]:
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError as error:
-        raise MountError("the daemon has just ended, or changed its supervisor", hint="try again") from error
-    try:
-        yield process
-    finally:
-        os.close(process)
+def _has_ended(process: int, wait_s: float) -> bool:
+    return bool(select.select([process], [], [], wait_s)[0])
