@@ -1,10 +1,12 @@
 """The first bytes of a blob, asked for ahead: the same bytes, one request, and the source when it fails."""
 
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +41,7 @@ class Blob:
         while offset < end:
             if offset >= self.let:
                 if self.fails:
+                    await trio.testing.wait_all_tasks_blocked()
                     self.fails = False
                     self.let = self.size
                     raise Unavailable("gone")
@@ -82,12 +85,46 @@ async def test_a_failure_ahead_costs_a_request() -> None:
     blob = Blob(let=2_000)
     blob.fails = True
     front = AheadBlob(blob)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(front.fetch)
-        assert await front.read(0, 5_000) == DATA[:5_000]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(front.fetch)
+            assert await front.read(0, 5_000) == DATA[:5_000], "whoever waits is told"
     (_, first), (second, rest) = blob.asked
     assert first == 8_000
     assert second + rest == 5_000, "only what had not come"
+
+
+async def test_what_has_been_read_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 << 20
+    monkeypatch.setattr(ahead, "AHEAD", size)
+
+    class Large(Blob):
+        size = 5 << 20
+
+        async def _chunks(self, offset: int, end: int) -> AsyncIterator[bytes]:
+            for _ in range(offset, end, 1 << 20):
+                await trio.lowlevel.checkpoint()
+                yield bytes(1 << 20)
+
+    front = AheadBlob(Large())
+    tracemalloc.start()
+    try:
+        async with front.stream(0, size // 2) as slow:
+            await front.fetch()
+            for place in range(size // 2, size, 1 << 20):
+                assert len(await front.read(place, 1 << 20)) == 1 << 20
+            assert sum([len(chunk) async for chunk in slow]) == size // 2
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    async with trio.open_nursery() as nursery:
+        front = AheadBlob(blob := Large())
+        nursery.start_soon(front.fetch)
+        async with front.stream(0, size // 2) as slow:
+            first = await anext(slow)
+            await front.read(size // 2, size // 2)
+            assert len(first) + sum([len(chunk) async for chunk in slow]) == size // 2
+    assert len(blob.asked) == 1, "nothing is forgotten before it is read"
 
 
 @given(cuts=st.lists(st.integers(1, len(DATA) - 1), max_size=8, unique=True).map(sorted))

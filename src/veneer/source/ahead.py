@@ -34,6 +34,7 @@ class AheadBlob:
         # What has arrived from the beginning on; of what has been read, the place is left.
         self._data = bytearray()
         self._given: list[tuple[int, int]] = []
+        self._unread = self._limit
         self._ended = False
         self._news = trio.lowlevel.ParkingLot()
 
@@ -85,7 +86,8 @@ class AheadBlob:
         self._given.append((offset, end))
         return True
 
-    async def _arriving(self, place: int, end: int) -> AsyncGenerator[bytes, None]:
+    async def _arriving(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        place = start
         while place < end:
             if place < len(self._data):
                 chunk = bytes(self._data[place:end])
@@ -96,13 +98,9 @@ class AheadBlob:
                     async for chunk in chunks:
                         place += len(chunk)
                         yield chunk
-                return
+                break
             else:
                 await self._news.park()
-        self._forget()
-
-    def _forget(self) -> None:
-        """Give the memory back once all has been read."""
-        if self._ended and sum(past - start for start, past in self._given) >= self._limit:
+        self._unread -= end - start
+        if not self._unread:
             self._data = bytearray()
-            self._limit = 0
