@@ -170,6 +170,20 @@ async def test_a_sidecar_of_this_host_needs_no_request(
             pass
 
 
+async def test_a_damaged_sidecar_of_this_host_is_an_error(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=False)
+    index = settings.cache_dir / "sidecars/blobs/sha256" / made.index.digest.hex
+    data = index.read_bytes()
+    for offset in (0, 60, 200, len(data) - 1):
+        index.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+        with pytest.raises(IntegrityError, match="expected sha256"):
+            async with open_image(reference, settings):
+                pass
+
+
 async def test_what_was_found_is_remembered_and_can_be_refused(
     registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
 ) -> None:
@@ -203,6 +217,11 @@ async def test_an_old_memory_is_refreshed_and_used_when_that_fails(
     async with open_image(reference, elsewhere) as image:
         assert image.index_origin == "referrer"
     assert registry.asked("GET", "/referrers/")
+    registry.faults.clear()
+    registry.faults.add(Status(403), method="GET", path="/referrers/", count=None)
+    with pytest.raises(RegistryError, match="403"):
+        async with open_image(reference, elsewhere):
+            pass
 
 
 async def test_a_registry_without_referrers_keeps_them_under_a_tag(
@@ -215,6 +234,26 @@ async def test_a_registry_without_referrers_keeps_them_under_a_tag(
     async with open_image(reference, elsewhere) as image:
         assert image.index_origin == "referrer"
         assert image.index_descriptor == made.index
+
+
+async def test_a_sidecar_is_for_the_manifest_that_it_names(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    """Whatever list it is in: even where all layers are the same."""
+    made = await make_sidecar(f"{registry.host}/app:gzip", settings, push=True)
+    app.change("gzip", "other", annotations={"some": "difference"})
+    artifact = app.file(str(made.artifact)).read_bytes()
+    entry = app.store("application/vnd.oci.image.manifest.v1+json", artifact)
+    kind = "application/vnd.oci.image.index.v1+json"
+    listed = app.store(kind, json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [entry]}).encode())
+    registry.faults.add(Status(404), path="/referrers/", count=None)
+    for tag in ("gzip", "other"):
+        app.tag(app.tags()[tag]["digest"].replace(":", "-"), listed)
+    async with open_image(f"{registry.host}/app:gzip", elsewhere) as image:
+        assert image.index_origin == "referrer"
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(f"{registry.host}/app:other", elsewhere):
+            pass
 
 
 async def stale(registry: ScriptedRegistry, app: Layout, settings: Settings) -> IndexedImage:

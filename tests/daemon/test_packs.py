@@ -29,7 +29,7 @@ from veneer.daemon.report import PackReport
 from veneer.errors import IntegrityError, UsageError
 from veneer.events import Event, Notice
 from veneer.image import Image, open_image
-from veneer.image.packs import keep_local_pack
+from veneer.image.packs import keep_local_pack, local_pack
 from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex, decode_pack_index, encode_pack_index, in_order
 from veneer.prefetch.profile import Profile, Use
@@ -218,6 +218,16 @@ def test_a_pack_of_another_image_is_left_alone(workplace: Path, settings: Settin
 
     assert trio.run(opened)
     assert any("stale" in notice for notice in notices)
+
+    async def opened_with_it() -> None:
+        """As when a mount is restored that was made with it."""
+        async with open_image(str(new), settings) as found:
+            named = local_pack(settings.cache_dir, found.manifest.digest, "default")
+        async with open_image(str(new), settings, pack=named):
+            pass
+
+    with pytest.raises(IntegrityError, match="stale"):
+        trio.run(opened_with_it)
     mount(str(new), workplace / "mnt", settings)
     assert (workplace / "mnt/v").read_bytes() == b"2" * 9000
     umount(workplace / "mnt", settings)

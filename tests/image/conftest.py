@@ -1,10 +1,11 @@
 """A converted image behind a registry, and settings with an empty cache."""
 
+import shutil
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from veneer.convert.convert import convert
 from veneer.oci.descriptor import Platform
@@ -35,11 +36,10 @@ TOP = (
 )
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings_in(directory: Path) -> Settings:
     return Settings(
-        cache_dir=tmp_path / "cache",
-        run_dir=tmp_path / "run",
+        cache_dir=directory / "cache",
+        run_dir=directory / "run",
         cache_quota=1 << 30,
         read_deadline_s=30,
         platform=Platform("linux", "amd64"),
@@ -47,11 +47,23 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def registry(tmp_path: Path, settings: Settings) -> AsyncIterator[ScriptedRegistry]:
-    """Serves ``app:v1``, converted, and the layout ``source``, of tag v1, from which it was made."""
-    write_image([BASE, TOP], tmp_path / "registry/source", "v1", config={"Cmd": ["/bin/tool"]})
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout ``source``, of tag v1, and ``app``, which was made of it; to be copied."""
+    directory = tmp_path_factory.mktemp("repositories")
+    write_image([BASE, TOP], directory / "registry/source", "v1", config={"Cmd": ["/bin/tool"]})
+    source, made = f"oci:{directory}/registry/source:v1", f"oci:{directory}/registry/app:v1"
+    trio.run(convert, source, made, settings_in(directory))
+    return directory / "registry"
+
+
+@pytest.fixture
+async def registry(tmp_path: Path, repositories: Path) -> AsyncIterator[ScriptedRegistry]:
+    """Serves ``app:v1`` and ``source:v1``."""
+    shutil.copytree(repositories, tmp_path / "registry")
     async with scripted_registry(tmp_path / "registry") as registry:
-        elsewhere = replace(settings, cache_dir=tmp_path / "convert-cache")
-        await convert(f"oci:{tmp_path / 'registry/source'}:v1", f"{registry.host}/app:v1", elsewhere)
-        del registry.requests[:]
         yield registry

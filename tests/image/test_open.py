@@ -219,10 +219,13 @@ async def test_an_index_of_other_layers_is_refused(
     config = app.document(manifest["config"]["digest"])
     config["rootfs"]["diff_ids"].reverse()
     reversed_config = app.store(manifest["config"]["mediaType"], json.dumps(config).encode())
+    del config["rootfs"]["diff_ids"][:1]
+    short_config = app.store(manifest["config"]["mediaType"], json.dumps(config).encode())
     changes: dict[str, Any] = {
         "foreign": {"annotations": {INDEX_KEY: json.dumps(foreign)}},
         "reordered": {"layers": manifest["layers"][::-1]},
         "fewer": {"layers": manifest["layers"][:1]},
+        "shorter": {"layers": manifest["layers"][:1], "config": short_config},
         "resized": {"layers": [{**layer, "size": layer["size"] + 1} for layer in manifest["layers"]]},
         "rediffed": {"config": reversed_config},
     }
@@ -231,6 +234,29 @@ async def test_an_index_of_other_layers_is_refused(
         with pytest.raises(IntegrityError):
             async with open_image(f"{registry.host}/app:{tag}", settings):
                 pass
+
+
+async def test_documents_of_another_size_than_stated_are_refused(
+    registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    """Also where the document is known already, and before a huge one is asked for."""
+    async with open_image(f"{registry.host}/app:v1", settings):
+        pass
+    config, entry = app.manifest("v1")["config"], app.tags()["v1"]
+    kind = "application/vnd.oci.image.index.v1+json"
+    for number, size in enumerate((1, -1, 1 << 30)):
+        app.change("v1", f"config{number}", config={**config, "size": config["size"] + size})
+        platform = {"os": "linux", "architecture": "amd64"}
+        stated = {**entry, "size": entry["size"] + size, "annotations": {}, "platform": platform}
+        index = {"schemaVersion": 2, "mediaType": kind, "manifests": [stated]}
+        app.tag(f"manifest{number}", app.store(kind, json.dumps(index).encode()))
+        for what in ("config", "manifest"):
+            del registry.requests[:]
+            with pytest.raises(IntegrityError):
+                async with open_image(f"{registry.host}/app:{what}{number}", settings):
+                    pass
+            if size > 1:
+                assert len(registry.requests) == 1, "the one by tag"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from tests.convert.layouts import Layout
 from tests.image.conftest import BASE, BIG, TOP
 from veneer.errors import CacheError, IntegrityError, NotFound, Unavailable, UnsupportedFormat, VeneerError
 from veneer.events import Event, Notice, Progress
+from veneer.formats import records
 from veneer.image import Image, open_image
 from veneer.image.files import read_file
 from veneer.image.inspect import inspect_image
@@ -26,7 +28,7 @@ from veneer.source import parallel
 from veneer.store.spanstore import SpanStore, open_store
 from veneer.testing.actions import Action, FlipBit, Hold, IgnoreRange, Reset, Truncate
 from veneer.testing.images import write_image
-from veneer.testing.registry import ScriptedRegistry
+from veneer.testing.registry import ScriptedRegistry, scripted_registry
 from veneer.testing.tars import TarItem, tar
 from veneer.verify import verify_image
 
@@ -36,15 +38,28 @@ pytestmark = pytest.mark.network
 LARGE = random.Random(3).randbytes(5_300_000)
 
 
-@pytest.fixture
-def layers(tmp_path: Path) -> Layout:
-    """What the registry serves as ``source``: gzip, and nothing that says how it can be read lazily."""
-    layout = Layout(tmp_path / "registry/source")
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image, compressed in several ways, and one that shares a layer with it; to be copied."""
+    path = tmp_path_factory.mktemp("plain") / "source"
     large = tar([TarItem(b"large", content=LARGE), TarItem(b"after", content=b"the large one")])
     for compression in ("gzip", "zstd", "none"):
-        write_image([BASE, TOP, large], layout.path, compression, compression)
-    write_image([BASE, tar([TarItem(b"other", content=b"another image")])], layout.path, "shared", "gzip")
-    return layout
+        write_image([BASE, TOP, large], path, compression, compression)
+    write_image([BASE, tar([TarItem(b"other", content=b"another image")])], path, "shared", "gzip")
+    return path
+
+
+@pytest.fixture
+def layers(tmp_path: Path, layout: Path) -> Layout:
+    """What the registry serves as ``source``: gzip, and nothing that says how it can be read lazily."""
+    return Layout(shutil.copytree(layout, tmp_path / "registry/source"))
+
+
+@pytest.fixture
+async def registry(tmp_path: Path, layers: Layout) -> AsyncIterator[ScriptedRegistry]:
+    """Serves it."""
+    async with scripted_registry(tmp_path / "registry") as registry:
+        yield registry
 
 
 @asynccontextmanager
@@ -166,13 +181,16 @@ async def test_a_transfer_that_breaks_off_goes_on(
     assert rule.hits == 3
 
 
+@pytest.mark.parametrize(
+    ("compression", "at"), [("gzip", 2_000_000), ("gzip", 3), ("zstd", 3), ("none", 2_000_000), ("none", 257)]
+)
 async def test_damage_on_the_way_is_fetched_again_once(
-    registry: ScriptedRegistry, layers: Layout, settings: Settings
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, compression: str, at: int
 ) -> None:
     events: list[Event] = []
-    digest = layers.manifest("gzip")["layers"][2]["digest"]
-    registry.faults.add(FlipBit(2_000_000), path=digest)
-    async with opened(f"{registry.host}/source:gzip", settings, events.append) as (image, store):
+    digest = layers.manifest(compression)["layers"][2]["digest"]
+    registry.faults.add(FlipBit(at), path=digest)
+    async with opened(f"{registry.host}/source:{compression}", settings, events.append) as (image, store):
         assert await content(image, store, b"large") == LARGE
     assert any("fetching it again" in event.message for event in events if isinstance(event, Notice))
 
@@ -369,6 +387,43 @@ async def test_a_damaged_record_is_made_again(
         async with opened(reference, settings) as (image, store):
             assert image.index_origin == "streamed"
             assert await content(image, store, b"large") == LARGE
+
+
+@pytest.mark.parametrize("version", [0, 2])
+async def test_a_record_of_another_version_is_made_again(
+    registry: ScriptedRegistry,
+    layers: Layout,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(records, "_VERSION", version)
+        async with opened(f"{registry.host}/source:shared", settings) as (image, store):
+            assert await content(image, store, b"big") == BIG
+    async with opened(f"{registry.host}/source:shared", settings) as (image, store):
+        assert image.index_origin == "streamed"
+        assert await content(image, store, b"big") == BIG
+
+
+async def test_a_record_is_for_the_layer_as_the_manifest_and_the_config_state_it(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    """The blob may be known: what it is said to be besides has to be right, too."""
+    with_layer(layers, gzip.compress(GOOD), GOOD, "good")
+    async with opened(f"{registry.host}/source:good", settings):
+        pass
+    with_layer(layers, gzip.compress(GOOD), GOOD + b"\0", "rediffed")
+    (layer,) = layers.manifest("good")["layers"]
+    layers.change("good", "resized", layers=[{**layer, "size": layer["size"] + 1}])
+    layers.change(
+        "good", "retyped", layers=[{**layer, "mediaType": layer["mediaType"].replace("gzip", "zstd")}]
+    )
+    layers.change("good", "twice", layers=[layer, layer])
+    for tag in ("rediffed", "resized", "retyped", "twice"):
+        with pytest.raises(IntegrityError):
+            async with opened(f"{registry.host}/source:{tag}", settings):
+                pass
 
 
 async def test_looking_at_an_image_downloads_no_layer(

@@ -1,6 +1,7 @@
 """Devices that arrive as a whole: one rename makes them, and nothing of what never arrived remains."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -16,6 +17,7 @@ from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import OCI_LAYER_GZIP
 from veneer.store.cache import DeviceCache
+from veneer.store.intake import sweep_arriving
 from veneer.store.presence import Form
 
 DATA = os.urandom(2 * SPAN_SIZE + 777)
@@ -96,6 +98,55 @@ def test_others_are_evicted_to_make_room(tmp_path: Path) -> None:
     with cache.intake("layer y") as intake:
         intake.append(DATA)
         assert not cache.is_at_hand(device())
+    cache.close()
+
+
+def test_a_disk_that_takes_less_than_it_was_given_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: len(data) // 2 + 1], at))
+    cache = DeviceCache(tmp_path, 1 << 30)
+    take_in(cache)
+    file = cache.open(device(), Form.PLAIN)
+    assert file is not None
+    assert file.read(0, len(DATA)) == DATA
+    cache.close()
+
+
+def test_fewer_bytes_than_the_device_has_are_none(tmp_path: Path) -> None:
+    cache = DeviceCache(tmp_path, 1 << 30)
+    with cache.intake("layer x") as intake:
+        intake.append(DATA[:-1])
+        with pytest.raises(ValueError, match="bytes for a device of"):
+            intake.commit(device(), DIGESTS)
+    assert not cache.is_at_hand(device())
+    cache.close()
+
+
+def test_whoever_is_taken_for_dead_while_it_begins_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of the lock and the locking of it, it looks like what a killed writer left."""
+    cache = DeviceCache(tmp_path, 1 << 30)
+    real = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        monkeypatch.undo()
+        sweep_arriving(tmp_path / "devices")
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    take_in(cache)
+    assert cache.is_at_hand(device())
+    # So it does before there is a lock.
+    begun = tmp_path / "devices/.arriving-1"
+    begun.mkdir()
+    sweep_arriving(tmp_path / "devices")
+    assert begun.exists()
+    os.utime(begun, (0, 0))
+    sweep_arriving(tmp_path / "devices")
+    assert not begun.exists()
     cache.close()
 
 

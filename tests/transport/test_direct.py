@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.transport.settings import settings_in
 from tests.transport.wire import Seen, Wire, serve
 from veneer.errors import Unavailable
-from veneer.transport import Request, Transport
+from veneer.transport import Request, Transport, connections
 from veneer.transport.connections import IDLE_EXPIRY_S, MAX_CONNECTIONS
 
 
@@ -25,14 +25,79 @@ async def fetch(transport: Transport, host: str, method: str = "GET") -> bytes:
         return await response.body(1 << 20)
 
 
-async def test_bytes_behind_an_answer_are_not_the_next_answer(transport: Transport) -> None:
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (b"Content-Length: 5\r\n\r\nright", b"right"),
+        (b"Content-Length: 0\r\n\r\n", b""),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nright\r\n0\r\n\r\n", b"right"),
+    ],
+    ids=["counted", "empty", "chunked"],
+)
+@pytest.mark.parametrize(
+    "behind", [b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nwrong", b"HTTP/1.1 200 X\r\nA:"]
+)
+async def test_bytes_behind_an_answer_are_not_the_next_answer(
+    transport: Transport, answer: bytes, body: bytes, behind: bytes
+) -> None:
     async def talkative(seen: Seen, wire: Wire) -> None:
-        more = b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nwrong"
-        await wire.send(b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nright" + more)
+        await wire.send(b"HTTP/1.1 200 X\r\n" + answer + behind)
 
     async with serve(talkative) as server:
-        assert [await fetch(transport, server.host) for _ in range(3)] == [b"right"] * 3
+        assert [await fetch(transport, server.host) for _ in range(3)] == [body] * 3
         assert server.connections == 3
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_an_answer_that_is_left_half_way_is_not_read_on_by_the_next(
+    transport: Transport, begun: bool
+) -> None:
+    async def slow(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 X\r\nContent-Length: 10\r\n\r\nfirst")
+        if server.connections == 1:
+            await trio.sleep_forever()
+        await wire.send(b" half")
+
+    async with serve(slow) as server:
+        async with await transport.send(Request("GET", f"http://{server.host}/x", "app")) as response:
+            if begun:
+                assert await anext(aiter(response)) == b"first"
+        with trio.fail_after(20):
+            assert await fetch(transport, server.host) == b"first half"
+        assert server.connections == 2
+
+
+async def test_chunks_are_told_from_a_length_that_is_stated_besides(transport: Transport) -> None:
+    async def both(seen: Seen, wire: Wire) -> None:
+        head = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\nContent-Length: 10\r\n\r\n"
+        await wire.send(head + b"5\r\nhello\r\n0\r\n\r\n")
+
+    async with serve(both) as server:
+        assert [await fetch(transport, server.host) for _ in range(2)] == [b"hello"] * 2
+
+
+async def test_no_more_idle_connections_are_kept_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_IDLE_CONNECTIONS", 2)
+    waiting = 0
+    go = trio.Event()
+
+    async def together(seen: Seen, wire: Wire) -> None:
+        nonlocal waiting, go
+        waiting += 1
+        if waiting == 4:
+            go.set()
+        await go.wait()
+        await wire.answer(200, b"hello")
+
+    async with Transport(settings_in(tmp_path)) as transport, serve(together) as server:
+        for _ in range(2):
+            waiting, go = 0, trio.Event()
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(fetch, transport, server.host)
+        assert server.connections == 4 + 2
 
 
 @pytest.mark.parametrize("ending", ["close", "reset"])

@@ -238,9 +238,8 @@ def sweep_arriving(devices: Path) -> None:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Otherwise it has become a device meanwhile.
-                if is_at(lock, directory / "lock"):
-                    shutil.rmtree(directory, ignore_errors=True)
+                # If it has become a device meanwhile, it has another name.
+                shutil.rmtree(directory, ignore_errors=True)
             except BlockingIOError:
                 pass
             finally:
