@@ -1,24 +1,34 @@
 """Compressed layers by plain offset: right in any order, and cheap once a decompressor has passed."""
 
 import gzip
+import io
 import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
 
 import pytest
 import zstandard
 
+from tests.test_codec_boundaries import program
+from veneer.codec.boundaries import BoundaryFinder
 from veneer.errors import IntegrityError, Unavailable
-from veneer.formats import replayed
+from veneer.formats import checkpoints
+from veneer.formats.checkpoints import CheckpointFiles, CheckpointTable
+from veneer.formats.decompress import gunzip
 from veneer.formats.replayed import ReplayedBlob
+from veneer.oci.descriptor import Descriptor
+from veneer.oci.digest import Digest
 
-DICE = random.Random(5)
-PLAIN = b"".join(DICE.choice((b"abc" * 700, DICE.randbytes(1500))) for _ in range(6000))
+PLAIN = program(5, 6_000_000)
 MIB = 1 << 20
 STORED = {
     "gzip": gzip.compress(PLAIN, 6),
     "members": b"".join(gzip.compress(PLAIN[at : at + 70_000], 1) for at in range(0, len(PLAIN), 70_000)),
-    "zstd": zstandard.compress(PLAIN),
+    "zstd": zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters.from_level(3, window_log=15)
+    ).compress(PLAIN),
 }
 
 
@@ -30,13 +40,14 @@ class Blob:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.size = len(data)
-        self.asked = 0
+        self.asked = self.requests = 0
         self.failing = False
 
     async def read(self, offset: int, length: int) -> bytes:
         if self.failing:
             raise Unavailable("gone")
         self.asked += length
+        self.requests += 1
         return self.data[offset : offset + length]
 
     def stream(
@@ -61,18 +72,47 @@ async def test_any_range_in_any_order(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["gzip", "members"])
 async def test_what_was_passed_once_is_read_again_from_near(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replayed, "_LEAST_SPACING", 64 << 10)
-    monkeypatch.setattr(replayed, "_FIRST_STEP", 64 << 10)
+    monkeypatch.setattr(checkpoints, "_SPACING", 64 << 10)
     blob = Blob(STORED[form])
     plain = ReplayedBlob(blob, "gzip", len(PLAIN))
     assert await plain.read(0, len(PLAIN)) == PLAIN
     assert blob.asked == blob.size
     dice = random.Random(2)
     for _ in range(20):
-        blob.asked = 0
-        offset = dice.randrange(len(PLAIN) - 1000)
+        blob.asked = blob.requests = 0
+        offset = dice.randrange(len(PLAIN) - 800_000)
         assert await plain.read(offset, 1000) == PLAIN[offset : offset + 1000]
         assert blob.asked < blob.size / 10
+        assert blob.requests == 1
+
+
+async def test_kept_checkpoints_spare_the_way_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoints, "_SPACING", 256 << 10)
+    table = CheckpointTable()
+    finder = BoundaryFinder(256 << 10, table.add)
+    stored = io.BytesIO(STORED["gzip"])
+    assert b"".join(gunzip(stored.read, "layer", finder=finder)) == PLAIN
+    layer = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", Digest.of(b"x"), len(STORED["gzip"]))
+    files = CheckpointFiles(tmp_path)
+    files.save(layer, table)
+    offset = len(PLAIN) - 2 * MIB
+    for load, few in ((partial(files.load, layer), True), (CheckpointTable, False)):
+        blob = Blob(STORED["gzip"])
+        plain = ReplayedBlob(blob, "gzip", len(PLAIN), load)
+        assert await plain.read(offset, 1000) == PLAIN[offset : offset + 1000]
+        assert (blob.requests == 1 and blob.asked < blob.size / 10) is few
+    # Damage of the file costs the file.
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert (
+        await ReplayedBlob(Blob(STORED["gzip"]), "gzip", len(PLAIN), partial(files.load, layer)).read(
+            offset, 1000
+        )
+        == (PLAIN[offset : offset + 1000])
+    )
+    assert not path.exists()
 
 
 async def test_reading_on_goes_on() -> None:

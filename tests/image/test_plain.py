@@ -17,9 +17,10 @@ import trio
 
 from tests.convert.layouts import Layout
 from tests.image.conftest import BASE, BIG, TOP
+from tests.test_codec_boundaries import program
 from veneer.errors import CacheError, IntegrityError, NotFound, Unavailable, UnsupportedFormat, VeneerError
 from veneer.events import Event, Notice, Progress
-from veneer.formats import records
+from veneer.formats import checkpoints, records
 from veneer.image import Image, open_image
 from veneer.image.files import read_file
 from veneer.image.inspect import inspect_image
@@ -324,6 +325,41 @@ async def test_what_has_been_evicted_since_is_read_again(
             expected = LARGE[start : start + 1000]
             (extent,) = image.index.extents(image.index.lookup(b"large") or 0, start, 1000)
             assert await store.read(attached, extent.offset, 1000) == expected
+
+
+async def test_what_is_evicted_of_gzip_comes_back_in_a_small_range(
+    registry: ScriptedRegistry, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "_SPACING", 512 << 10)
+    content_of_it = program(9, 8 << 20)
+    layout = Layout(tmp_path / "registry/source")
+    write_image([tar([TarItem(b"large", content=content_of_it)])], layout.path, "latest", "gzip")
+    reference, size = f"{registry.host}/source:latest", layout.manifest("latest")["layers"][0]["size"]
+    async with opened(reference, settings):
+        pass
+    # As another process would find it.
+    async with opened(reference, settings) as (image, store):
+        assert image.index_origin == "local"
+        attached = store.attach(image.devices[0], image.sources[0])
+        file = attached.file
+        assert file is not None
+        for number in (6, 2, 7, 0):
+            file.evict([number])
+            del registry.requests[:]
+            assert await store.read(attached, (number << 20) + 5000, 1000)
+            ranges = [record.header("range") for record in registry.asked("GET", "/blobs/")]
+            assert len(ranges) == 1
+            assert _bytes_of(ranges) < size / 3
+        assert await content(image, store, b"large") == content_of_it
+
+
+def _bytes_of(ranges: list[str | None]) -> int:
+    total = 0
+    for text in ranges:
+        assert text is not None
+        first, last = text.removeprefix("bytes=").split("-")
+        total += int(last) + 1 - int(first)
+    return total
 
 
 async def test_what_has_been_evicted_before_it_is_opened_is_streamed_again(

@@ -10,14 +10,14 @@ at the ends of members, which are about bytes that came before the stretch.
 """
 
 import struct
-from typing import Final, cast
+from typing import Final, NamedTuple, Protocol, cast
 
 from isal import isal_zlib
 
 from veneer.errors import IntegrityError
 from veneer.index.model import WINDOW_SIZE
 
-__all__ = ["decode_stretch"]
+__all__ = ["Checkpoint", "Inflater", "decode_stretch", "inflater_at"]
 
 #: Raw deflate with the largest window.
 _RAW_WBITS: Final = -15
@@ -32,6 +32,33 @@ _TRAILER: Final = 8
 _INPUT, _SHORT_INPUT = 64 << 10, 4 << 10
 #: The fixed Huffman code, and nothing but its end-of-block symbol.
 _EMPTY_FIXED: Final = (3, 1 << 1), (7, 0)
+
+
+class Checkpoint(NamedTuple):
+    """Where a gzip stream can be entered: at a block boundary, or where a member begins.
+
+    Args:
+        stored_offset: of the first whole byte.
+        offset: of the next plain byte.
+        carry: the bits of the byte before (:func:`veneer.index.model.pack_carry`).
+        window: the :data:`WINDOW_SIZE` plain bytes before; empty where a member begins, with its header.
+    """
+
+    stored_offset: int
+    offset: int
+    carry: int
+    window: bytes
+
+
+class Inflater(Protocol):
+    """What isal offers, and zlib does."""
+
+    eof: bool
+    unused_data: bytes
+    unconsumed_tail: bytes
+
+    def decompress(self, data: bytes | memoryview, max_length: int = 0, /) -> bytes:
+        """Plain bytes, at most so many unless that is 0."""
 
 
 def _fillers() -> tuple[tuple[int, int], ...]:
@@ -92,14 +119,20 @@ def decode_stretch(stored: bytes | memoryview, length: int, carry: int, window: 
 
 def _inflate(stored: bytes | memoryview, length: int, carry: int, window: bytes) -> bytes:
     """What the stretch holds, at most one byte more than ``length``."""
-    stream = isal_zlib.decompressobj(wbits=_RAW_WBITS, zdict=window)
-    if carry:
-        stream.decompress(_aligned(carry))
+    stream = inflater_at(carry, window)
     # One byte more than expected: enough to see that there is more.
     first = stream.decompress(stored, length + 1)
     if not stream.eof or not (rest := memoryview(stored)[len(stored) - len(stream.unused_data) + _TRAILER :]):
         return first
     return b"".join((first, *_members(rest, length + 1 - len(first))))
+
+
+def inflater_at(carry: int, window: bytes) -> Inflater:
+    """An inflater that goes on at a block boundary: the first whole byte of the stream is to come next."""
+    stream = cast("Inflater", isal_zlib.decompressobj(wbits=_RAW_WBITS, zdict=window))
+    if carry:
+        stream.decompress(_aligned(carry))
+    return stream
 
 
 def _aligned(carry: int) -> bytes:

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, NamedTuple, Self
+from typing import IO, Final, Self
 
 import rapidgzip
 
+from veneer.codec.deflate import Checkpoint
 from veneer.errors import IntegrityError
 from veneer.index.model import WINDOW_SIZE, pack_carry
 
-__all__ = ["SPACING", "Checkpoint", "Checkpoints", "IndexingGunzip"]
+__all__ = ["SPACING", "Checkpoints", "IndexingGunzip"]
 
 #: Plain bytes between checkpoints, chosen by measurement: docs/decisions/0012-gzip-layers-as-they-are.md.
 SPACING: Final = 1 << 20
@@ -32,15 +33,6 @@ _HEADER: Final = struct.Struct("<5sBBQQIII")
 _POINT: Final = struct.Struct("<QQBB")
 _PIECE: Final = 1 << 20
 _NO_WINDOW: Final = bytes(WINDOW_SIZE)
-
-
-class Checkpoint(NamedTuple):
-    """A block boundary: its first whole byte, its plain offset, the bits before it as a carry, its window."""
-
-    stored_offset: int
-    offset: int
-    carry: int
-    window: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import IO, Final
 
-from veneer.codec.deflate import decode_stretch
-from veneer.convert.checkpoints import Checkpoint, Checkpoints
+from veneer.codec.deflate import Checkpoint, decode_stretch
+from veneer.convert.checkpoints import Checkpoints
 from veneer.convert.frames import Frame, SpanRecorder, compress
 from veneer.convert.work import BlobFile
 from veneer.errors import IntegrityError, UnsupportedFormat

@@ -17,9 +17,11 @@ from typing import IO, NamedTuple, cast
 import zstandard
 from isal import isal_zlib
 
+from veneer.codec.boundaries import BoundaryFinder
+from veneer.codec.deflate import Checkpoint, Inflater, inflater_at
 from veneer.errors import IntegrityError, UnsupportedFormat
 
-__all__ = ["MAX_PLAIN_SIZE", "PIECE_SIZE", "frame_boundaries", "plain_pieces"]
+__all__ = ["MAX_PLAIN_SIZE", "PIECE_SIZE", "frame_boundaries", "gunzip", "plain_pieces"]
 
 Read = Callable[[int], bytes]
 
@@ -42,13 +44,20 @@ _IsalError = cast("type[Exception]", isal_zlib.error)
 _SKIPPABLE_MAGIC = 0x184D2A50
 
 
-def plain_pieces(read: Read, compression: str, what: str) -> Iterator[bytes]:
+def plain_pieces(
+    read: Read,
+    compression: str,
+    what: str,
+    *,
+    finder: BoundaryFinder | None = None,
+) -> Iterator[bytes]:
     """The plain bytes of a stream, in non-empty pieces.
 
     Args:
         read: gives up to so many stored bytes, ``b""`` at the end.
         compression: ``none``, ``gzip`` or ``zstd``.
         what: names the stream in errors.
+        finder: notes checkpoints of gzip.
 
     Raises:
         IntegrityError: not one or more whole members or frames, or too many bytes.
@@ -57,7 +66,7 @@ def plain_pieces(read: Read, compression: str, what: str) -> Iterator[bytes]:
         case "none":
             pieces = iter(lambda: read(PIECE_SIZE), b"")
         case "gzip":
-            pieces = _gathered(_gunzip(read, what))
+            pieces = _gathered(gunzip(read, what, finder=finder))
         case "zstd":
             pieces = _unzstd(read, what)
         case _:
@@ -84,36 +93,67 @@ def _gathered(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _gunzip(read: Read, what: str) -> Iterator[bytes]:
-    source = _Pending(read)
+def gunzip(
+    read: Read, what: str, *, finder: BoundaryFinder | None = None, start: Checkpoint | None = None
+) -> Iterator[bytes]:
+    """The plain bytes of a gzip stream, from a checkpoint on if there is one, as soon as they are known.
+
+    Args:
+        read: gives up to so many stored bytes from there on, ``b""`` at the end.
+        what: names the stream in errors.
+        finder: notes checkpoints.
+        start: where to begin.
+
+    Raises:
+        IntegrityError: not whole members.
+    """
+    source = _Pending(read, 0 if start is None else start.stored_offset)
+    entered = start if start is not None and start.window else None
     first = True
     while source.more(_GZIP_INPUT):
-        _skip_header(source, what)
-        size = 0
         # A member at a time, without its wrapper: isal's own reader of headers stumbles over pieces of them.
-        member = isal_zlib.decompressobj(-15)
-        short = not first
-        pending = b""
-        while not member.eof:
-            pending = pending or source.take(_SHORT_INPUT if short else _GZIP_INPUT)
-            short = False
-            try:
-                plain = member.decompress(pending, PIECE_SIZE)
-            except _IsalError as error:
-                raise IntegrityError(f"{what}: malformed gzip stream: {error}") from error
-            if not plain and not pending and not member.eof:
-                raise IntegrityError(f"{what}: gzip stream ends early")
-            pending = member.unconsumed_tail
-            size += len(plain)
-            if plain:
-                yield plain
-        source.give_back(member.unused_data)
+        if entered is not None:
+            member = inflater_at(entered.carry, entered.window)
+        else:
+            if finder is not None:
+                finder.member(source.place)
+            _skip_header(source, what)
+            member = cast("Inflater", isal_zlib.decompressobj(-15))
+        size = yield from _inflate(member, source, what, finder, short=not first)
         trailer = source.exactly(_GZIP_TRAILER.size, what)
-        if _GZIP_TRAILER.unpack(trailer)[1] != size % (1 << 32):
+        if entered is None and _GZIP_TRAILER.unpack(trailer)[1] != size % (1 << 32):
             raise IntegrityError(f"{what}: malformed gzip stream: a member is not as long as it says")
-        first = False
+        first, entered = False, None
     if first:
         raise IntegrityError(f"{what}: gzip stream ends early")
+
+
+def _inflate(
+    member: Inflater, source: "_Pending", what: str, finder: BoundaryFinder | None, *, short: bool
+) -> Generator[bytes, None, int]:
+    """What a member holds from here on, and how much that was."""
+    size, pending = 0, b""
+    ended = False
+    while not ended:
+        pending = pending or source.take(_SHORT_INPUT if short else _GZIP_INPUT)
+        short, before = False, pending
+        try:
+            if finder is not None:
+                place = source.place - len(pending)
+                plain, pending = finder.inflate(member, pending, place, PIECE_SIZE)
+            else:
+                plain = member.decompress(pending, PIECE_SIZE)
+                pending = member.unused_data if member.eof else member.unconsumed_tail
+        except _IsalError as error:
+            raise IntegrityError(f"{what}: malformed gzip stream: {error}") from error
+        ended = member.eof
+        if not plain and not before and not ended:
+            raise IntegrityError(f"{what}: gzip stream ends early")
+        size += len(plain)
+        if plain:
+            yield plain
+    source.give_back(pending)
+    return size
 
 
 def _skip_header(source: "_Pending", what: str) -> None:
@@ -131,9 +171,14 @@ def _skip_header(source: "_Pending", what: str) -> None:
 
 
 class _Pending:
-    """Stored bytes that can be put back."""
+    """Stored bytes that can be put back.
 
-    def __init__(self, read: Read) -> None:
+    Attributes:
+        place: of the next one in the stream.
+    """
+
+    def __init__(self, read: Read, place: int) -> None:
+        self.place = place
         self._read = read
         self._held = b""
 
@@ -144,14 +189,14 @@ class _Pending:
 
     def take(self, size: int) -> bytes:
         """Some bytes; ``b""`` at the end."""
-        if not self._held:
-            return self._read(size)
-        taken, self._held = self._held[:size], self._held[size:]
+        taken, self._held = (self._held[:size], self._held[size:]) if self._held else (self._read(size), b"")
+        self.place += len(taken)
         return taken
 
     def give_back(self, data: bytes) -> None:
         """Have these bytes come next."""
         self._held = data + self._held
+        self.place -= len(data)
 
     def exactly(self, size: int, what: str) -> bytes:
         """So many bytes. Raises IntegrityError."""

@@ -20,6 +20,7 @@ import trio
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.events import Notice, Reporter
 from veneer.formats.base import DeviceKeeper, ImageContents, IndexLocation, OpenedIndex
+from veneer.formats.checkpoints import CheckpointFiles
 from veneer.formats.records import LayerRecord, LayerRecords
 from veneer.formats.replayed import ReplayedBlob
 from veneer.formats.streamed import Capacity, stream_layer
@@ -50,6 +51,7 @@ class KnownFormat:
 
     def __init__(self, directory: Path, keeper: DeviceKeeper | None) -> None:
         self._records = LayerRecords(directory)
+        self._checkpoints = CheckpointFiles(directory)
         self._keeper = keeper
 
     async def detect(self, contents: ImageContents, manifest: Manifest) -> IndexLocation | None:
@@ -68,7 +70,7 @@ class KnownFormat:
         records = await trio.to_thread.run_sync(self._load, manifest.layers, config.diff_ids)
         if records is None:
             raise IntegrityError(f"the index of {contents.repository.name}@{manifest.digest} has just vanished")
-        return opened(records, contents)
+        return opened(records, contents, self._checkpoints)
 
     async def reject(self, manifest: Manifest) -> None:
         """See :class:`~veneer.formats.base.LayerFormat`: what is made here is not rejected."""
@@ -97,6 +99,7 @@ class StreamedFormat:
 
     def __init__(self, directory: Path, keeper: DeviceKeeper, report: Reporter) -> None:
         self._records = LayerRecords(directory)
+        self._checkpoints = CheckpointFiles(directory)
         self._keeper = keeper
         self._report = report
 
@@ -119,9 +122,8 @@ class StreamedFormat:
                 )
             )
         capacity = Capacity(len(missing))
-        return opened(
-            await run_all([partial(self._layer, contents, capacity, *pair) for pair in pairs]), contents
-        )
+        records = await run_all([partial(self._layer, contents, capacity, *pair) for pair in pairs])
+        return opened(records, contents, self._checkpoints)
 
     async def reject(self, manifest: Manifest) -> None:
         """See :class:`~veneer.formats.base.LayerFormat`: what is made here is not rejected."""
@@ -135,7 +137,7 @@ class StreamedFormat:
             # Whoever had the lock has brought it, most likely.
             if (record := await trio.to_thread.run_sync(self._here, layer, diff_id)) is not None:
                 return record
-            record = await stream_layer(
+            record, checkpoints = await stream_layer(
                 layer,
                 diff_id,
                 contents.repository.blob(layer),
@@ -143,6 +145,7 @@ class StreamedFormat:
                 capacity=capacity,
                 report=self._report,
             )
+            await trio.to_thread.run_sync(self._checkpoints.save, layer, checkpoints)
             await trio.to_thread.run_sync(self._records.save, record)
             return record
 
@@ -151,7 +154,9 @@ class StreamedFormat:
         return record if record is not None and self._keeper.is_at_hand(record.device) else None
 
 
-def opened(records: Sequence[LayerRecord], contents: ImageContents) -> OpenedIndex:
+def opened(
+    records: Sequence[LayerRecord], contents: ImageContents, checkpoints: CheckpointFiles
+) -> OpenedIndex:
     """The index of an image from what is known of its layers."""
     dropped: dict[str, int] = {}
     for record in records:
@@ -164,16 +169,17 @@ def opened(records: Sequence[LayerRecord], contents: ImageContents) -> OpenedInd
         section_sizes=tuple(len(record.tree_section) for record in records),
         layers=lambda: tuple(record.index() for record in records),
         identity=Digest.from_bytes(identity),
-        sources=tuple(_source(record, contents) for record in records),
+        sources=tuple(_source(record, contents, checkpoints) for record in records),
     )
 
 
-def _source(record: LayerRecord, contents: ImageContents) -> BlobSource:
+def _source(record: LayerRecord, contents: ImageContents, checkpoints: CheckpointFiles) -> BlobSource:
     device = record.device
     blob = contents.repository.blob(device.blob)
     compression = LAYER_COMPRESSION[device.blob.media_type]
-    # A tar that is not compressed is its own device.
-    return blob if compression == "none" else ReplayedBlob(blob, compression, device.spans.size)
+    if compression == "none":
+        return blob  # such a tar is its own device
+    return ReplayedBlob(blob, compression, device.spans.size, partial(checkpoints.load, device.blob))
 
 
 async def _config(contents: ImageContents, manifest: Manifest) -> ImageConfig:

@@ -20,9 +20,11 @@ from functools import partial
 
 import trio
 
+from veneer.codec.boundaries import BoundaryFinder
 from veneer.errors import IntegrityError
 from veneer.events import Notice, Progress, Reporter
 from veneer.formats.base import DeviceIntake, DeviceKeeper
+from veneer.formats.checkpoints import CheckpointTable, spacing_of
 from veneer.formats.decompress import plain_pieces
 from veneer.formats.records import SPAN_SIZE, LayerRecord, plain_device
 from veneer.index.build import TreeBuilder
@@ -78,8 +80,8 @@ async def stream_layer(
     keeper: DeviceKeeper,
     capacity: Capacity,
     report: Reporter,
-) -> LayerRecord:
-    """Bring a layer into the cache, whole and proven.
+) -> tuple[LayerRecord, CheckpointTable]:
+    """Bring a layer into the cache, whole and proven; also gives its checkpoints, if it is of gzip.
 
     Args:
         layer: as the manifest states it.
@@ -121,13 +123,16 @@ class _Stream:
         self._what = f"layer {name}"
         self._download = download
         self._report = report
+        self._checkpoints = CheckpointTable()
         #: Between the threads; None ends it.
         self._pieces: queue.Queue[bytes | None] = queue.Queue(_PIECES_AHEAD)
         self._digests: list[bytes] = []
         self._record: LayerRecord | None = None
         self._failure: IntegrityError | None = None
 
-    async def run(self, keeper: DeviceKeeper, threads: trio.CapacityLimiter) -> LayerRecord:
+    async def run(
+        self, keeper: DeviceKeeper, threads: trio.CapacityLimiter
+    ) -> tuple[LayerRecord, CheckpointTable]:
         """Do it. Raises VeneerError."""
         intake = await trio.to_thread.run_sync(keeper.intake, self._what)
         try:
@@ -145,7 +150,7 @@ class _Stream:
                 await trio.to_thread.run_sync(intake.close)
         size = self._layer.size
         self._report(Progress(_TASK, self._layer.digest.hex[:12], size, size))
-        return record
+        return record, self._checkpoints
 
     async def _take(self) -> list[bytes]:
         chunks = await self._download.take()
@@ -157,9 +162,10 @@ class _Stream:
     def _unpack(self, intake: DeviceIntake) -> None:
         """The first thread: stored bytes to plain ones, checked and written."""
         stored = _CheckedInput(self._layer, self._what, lambda: trio.from_thread.run(self._take))
-        compression = LAYER_COMPRESSION[self._layer.media_type]
+        compression, size = LAYER_COMPRESSION[self._layer.media_type], self._layer.size
+        finder = BoundaryFinder(spacing_of(size), self._checkpoints.add) if compression == "gzip" else None
         try:
-            for piece in plain_pieces(stored.read, compression, self._what):
+            for piece in plain_pieces(stored.read, compression, self._what, finder=finder):
                 intake.append(piece)
                 self._pieces.put(piece)
                 if self._failure is not None:
