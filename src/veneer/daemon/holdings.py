@@ -6,7 +6,7 @@ image that brought it stays open as long as any of them: its connections are wha
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,15 +87,17 @@ class Holdings:
         report: Reporter,
         pack: str | NamedPack | None = None,
         timing: Timing = UNTIMED,
+        opened: Callable[[Image], None] = lambda _image: None,
     ) -> tuple[Holding, Mapping[str, int]]:
         """The image that ``text`` names, open, for one more user. Raises VeneerError.
 
-        ``pack`` says which pack to take with it, as for :func:`~veneer.image.open_image`.
+        ``pack`` says which pack to take with it, as for :func:`~veneer.image.open_image`; ``opened`` is called
+        with the image as soon as it is known.
 
         Returns it, and the counts of its transport without what opening it for this user took.
         """
         taken: tuple[Holding, Mapping[str, int]]
-        taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing)
+        taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing, opened)
         return taken
 
     async def _keep_connections(self) -> None:
@@ -118,15 +120,16 @@ class Holdings:
         report: Reporter,
         pack: str | NamedPack | None,
         timing: Timing,
+        opened: Callable[[Image], None],
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
         with timing.phase("store"):
-            opened = await self._store(settings, report)
+            kept = await self._store(settings, report)
         try:
-            await self._keep_in(opened.store, text, settings, report, pack, timing, task_status)
+            await self._keep_in(kept.store, text, settings, report, pack, timing, opened, task_status)
         finally:
-            opened.users -= 1
+            kept.users -= 1
 
     async def _keep_in(
         self,
@@ -136,6 +139,7 @@ class Holdings:
         report: Reporter,
         pack: str | NamedPack | None,
         timing: Timing,
+        opened: Callable[[Image], None],
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
         async with open_image(
@@ -147,6 +151,7 @@ class Holdings:
             timing=timing,
             connections=self._connections,
         ) as image:
+            opened(image)
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             if (holding := self._images.get(key)) is not None and holding.users:
                 holding.users += 1

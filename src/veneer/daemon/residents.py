@@ -27,6 +27,7 @@ from veneer.mount import kernel
 from veneer.mount.base import Choice
 from veneer.mount.completion import complete_devices
 from veneer.mount.resident import Existing, Guards, ResidentMounter
+from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.session import mounted
 from veneer.mount.state import MountRecord, mount_records
 from veneer.mount.watch import MountTableWatch
@@ -179,7 +180,7 @@ class Residents:
                 # What is there has to be served as it was made; what is recorded must not go to a pack.
                 pack = existing.pack if existing else None if request.record else request.workload
                 holding, before = await self.holdings.take(
-                    request.image, request.settings, report, pack, timing
+                    request.image, request.settings, report, pack, timing, partial(self._write_ahead, request)
                 )
 
                 def ready(service: Service) -> None:
@@ -291,6 +292,14 @@ class Residents:
                     self._services.discard(service)
                 nursery.cancel_scope.cancel()
         log.info("unmounted id=%s image=%s", record.id, record.image)
+
+    def _write_ahead(self, request: MountRequest, image: Image) -> None:
+        """Have the metadata image written while devices are made."""
+        if image.artifact is not None:
+            packs = [Pack(image.pack.named.descriptor, image.pack.data)] if image.pack else []
+            cache_dir = request.settings.cache_dir
+            commission = Commission(image.artifact, image.identity, len(image.devices), cache_dir, packs)
+            self._nursery.start_soon(self._guards.scribe.write_ahead, commission)
 
     def _count(self, change: int) -> None:
         self._busy += change

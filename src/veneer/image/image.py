@@ -78,7 +78,7 @@ class Image:
         identity: digest of all that the index says.
         blobs: of the layers.
         sources: where the devices' stored bytes are read, one for each device: mostly the layers' blobs.
-        self.artifact: bytes | None = opened.artifact
+        artifact: the whole index as it is stored, if it is one blob.
     """
 
     def __init__(

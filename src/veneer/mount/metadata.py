@@ -32,7 +32,7 @@ from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex
 from veneer.prefetch.placement import placements
 
-__all__ = ["KEPT", "MetadataImage", "PackFiles", "kept_image", "metadata_image"]
+__all__ = ["KEPT", "MetadataImage", "PackFiles", "kept_image", "may_be_kept", "metadata_image"]
 
 #: Bytes of images that are kept: some hundred images of usual size.
 KEPT = 256 << 20
@@ -108,6 +108,11 @@ def kept_image(
     found = _load(_path(identity, cache_dir, packs))
     fits = found is not None and len(found.devices) - bool(found.copies) == devices + len(packs)
     return found if fits else None
+
+
+def may_be_kept(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles] = ()) -> bool:
+    """Whether :func:`kept_image` would look at an image at all. Blocks."""
+    return _path(identity, cache_dir, packs).exists()
 
 
 def _path(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles]) -> Path:

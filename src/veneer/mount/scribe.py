@@ -8,15 +8,17 @@ It is a help and nothing that mounts depend on: when it dies, the image is writt
 another such process.
 """
 
+import contextlib
 import logging
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import trio
 
 from veneer.errors import VeneerError
-from veneer.mount.metadata import MetadataImage
+from veneer.mount.metadata import MetadataImage, may_be_kept
 from veneer.mount.scribe_main import LENGTH, Commission
 
 __all__ = ["Scribe"]
@@ -27,12 +29,21 @@ _COMMAND = (sys.executable, "-P", "-m", "veneer.mount.scribe_main")
 _CHUNK = 64 << 10
 
 
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A commission under way, and what became of it; nothing if whoever had it carried out went away."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: MetadataImage | VeneerError | None = None
+
+
 class Scribe:
     """One such process, which carries out one commission at a time. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._process: trio.Process | None = None
         self._turn = trio.Lock()
+        self._works: dict[object, _Work] = {}
 
     @property
     def pid(self) -> int | None:
@@ -45,17 +56,26 @@ class Scribe:
             await self._start()
 
     async def write(self, commission: Commission) -> MetadataImage:
-        """Have an image written. Raises VeneerError as :meth:`Commission.carry_out` does."""
-        outcome: MetadataImage | VeneerError
-        async with self._turn:
-            try:
-                outcome = await self._have_written(commission)
-            except (OSError, trio.BrokenResourceError, EOFError) as error:
-                log.warning("the process that writes metadata images has died cause=%r", str(error))
-                outcome = await trio.to_thread.run_sync(commission.carry_out)
-        if isinstance(outcome, VeneerError):
-            raise outcome
-        return outcome
+        """Have an image written, once if it is asked for while it is. Raises VeneerError as the work does."""
+        while (work := self._works.get(commission.key)) is not None:
+            await work.done.wait()
+            if work.outcome is not None:
+                return _image(work.outcome)
+        work = self._works[commission.key] = _Work()
+        try:
+            outcome = work.outcome = await self._written(commission)
+        finally:
+            del self._works[commission.key]
+            work.done.set()
+        return _image(outcome)
+
+    async def write_ahead(self, commission: Commission) -> None:
+        """Have an image written that somebody will ask for, unless it may be there; he is told what fails."""
+        cache_dir, packs = commission.cache_dir, commission.packs
+        if await trio.to_thread.run_sync(may_be_kept, commission.identity, cache_dir, packs):
+            return
+        with contextlib.suppress(VeneerError):
+            await self.write(commission)
 
     async def aclose(self) -> None:
         """End the process."""
@@ -68,6 +88,17 @@ class Scribe:
                 if pipe is not None:
                     await pipe.aclose()
             await process.wait()
+
+    async def _written(self, commission: Commission) -> MetadataImage | VeneerError:
+        async with self._turn:
+            try:
+                return await self._have_written(commission)
+            except (OSError, trio.BrokenResourceError, EOFError) as error:
+                log.warning("the process that writes metadata images has died cause=%r", str(error))
+            try:
+                return await trio.to_thread.run_sync(commission.carry_out)
+            except VeneerError as error:
+                return error
 
     async def _start(self) -> trio.Process:
         process = self._process
@@ -101,3 +132,9 @@ class Scribe:
                 await self.aclose()
         outcome: MetadataImage | VeneerError = pickle.loads(memoryview(answer)[LENGTH.size :])
         return outcome
+
+
+def _image(outcome: MetadataImage | VeneerError) -> MetadataImage:
+    if isinstance(outcome, VeneerError):
+        raise outcome
+    return outcome

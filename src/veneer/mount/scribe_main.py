@@ -5,6 +5,7 @@ length before it; both ends are one program. Ends with its input, and so with th
 trio nor HTTP, so that it is small and starts quickly. :mod:`veneer.mount.scribe` is the other end.
 """
 
+import gc
 import pickle
 import signal
 import struct
@@ -69,6 +70,11 @@ class Commission(NamedTuple):
     cache_dir: Path
     packs: Sequence[Pack]
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What two commissions for the same image have in common."""
+        return self.identity, self.devices, self.cache_dir, tuple(pack.identity for pack in self.packs)
+
     def carry_out(self) -> MetadataImage:
         """Write the image, unless there is a good one. Raises VeneerError."""
         return metadata_image(self._index, self.identity, self.devices, self.cache_dir, self.packs)
@@ -82,6 +88,8 @@ def main() -> None:
     """Carry out commissions until there are no more."""
     # Whoever started the daemon in a terminal means the daemon by Ctrl-C; it tells us by closing our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Columns and tables of a tree are no cycles, but looking for some while they grow takes a third of the time.
+    gc.disable()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (data := _message(source)) is not None:
         commission: Commission = pickle.loads(data)
@@ -93,6 +101,8 @@ def main() -> None:
         answer = pickle.dumps(outcome)
         sink.write(LENGTH.pack(len(answer)) + answer)
         sink.flush()
+        del commission, outcome
+        gc.collect()
 
 
 def _message(source: BinaryIO) -> bytes | None:

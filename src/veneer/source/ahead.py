@@ -7,6 +7,7 @@ away once: whoever asks again for a range, because the bytes were wrong for inst
 In memory is at most what is fetched ahead, until it has been read or the image is closed.
 """
 
+from bisect import bisect_right
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
@@ -31,8 +32,9 @@ class AheadBlob:
     def __init__(self, source: BlobSource) -> None:
         self._source = source
         self._limit = min(source.size, AHEAD)
-        # What has arrived from the beginning on; of what has been read, the place is left.
-        self._data = bytearray()
+        # What has arrived from the beginning on, and where each piece of it ends.
+        self._pieces: list[bytes] = []
+        self._ends: list[int] = []
         self._given: list[tuple[int, int]] = []
         self._unread = self._limit
         self._ended = False
@@ -53,7 +55,8 @@ class AheadBlob:
         try:
             async with self._source.stream(0, self._limit) as chunks:
                 async for chunk in chunks:
-                    self._data += chunk
+                    self._pieces.append(chunk)
+                    self._ends.append(len(chunk) + (self._ends[-1] if self._ends else 0))
                     self._news.unpark_all()
         except VeneerError:
             pass  # the reader asks again, and is told
@@ -89,8 +92,10 @@ class AheadBlob:
     async def _arriving(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         place = start
         while place < end:
-            if place < len(self._data):
-                chunk = bytes(self._data[place:end])
+            if self._ends and place < self._ends[-1]:
+                number = bisect_right(self._ends, place)
+                piece, past = self._pieces[number], self._ends[number]
+                chunk = piece[len(piece) - (past - place) : len(piece) - max(0, past - end)]
                 place += len(chunk)
                 yield chunk
             elif self._ended:
@@ -103,4 +108,4 @@ class AheadBlob:
                 await self._news.park()
         self._unread -= end - start
         if not self._unread:
-            self._data = bytearray()
+            self._pieces, self._ends = [], []
