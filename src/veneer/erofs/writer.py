@@ -19,7 +19,7 @@ from itertools import chain, count, repeat
 from typing import Final
 
 from veneer.erofs.chunks import ChunkMapper, Copy
-from veneer.erofs.directories import Directory
+from veneer.erofs.directories import Directories, Directory
 from veneer.erofs.inodes import FILE_SIZE, PlannedInode, fits_inline, pack_files, pack_inodes, superblock
 from veneer.erofs.ondisk import (
     BLOCK,
@@ -54,7 +54,7 @@ __all__ = ["WRITER_VERSION", "ErofsImage", "write_erofs"]
 WRITER_VERSION: Final = 1
 
 _MAX_WHOLE: Final = BLOCK << MAX_CHUNK_BITS
-#: Dirent types by type bits of a mode, where :meth:`Directory.pack` wants them.
+#: Dirent types by type bits of a mode, where :meth:`Directories.pack` wants them.
 _TYPES: Final = [FILE_TYPES.get(kind << 12, 0) << 16 for kind in range(16)]
 _REGULAR: Final = _TYPES[stat.S_IFREG >> 12]
 _DIRECTORY: Final = _TYPES[stat.S_IFDIR >> 12]
@@ -122,6 +122,7 @@ class _Writer:
         self._placements = placements
         self._mapper = ChunkMapper(self._devices)
         self._dropped: Counter[str] = Counter()
+        self._names = Directories()
         self._nids = [0] * len(index.mode)
         self._types = [_TYPES[mode >> 12] for mode in index.mode]
 
@@ -144,7 +145,7 @@ class _Writer:
                 item.union = blocks
                 blocks += item.blocks
 
-        self._fill(folders, directories)
+        self._fill(folders)
         inodes = len(folders) + len(files) + len(rest)
         image = bytearray(blocks << BLOCK_BITS)
         image[SUPERBLOCK_AT:SLOTS_AT] = superblock(self._nids[self._index.root], inodes, blocks, len(devices))
@@ -164,7 +165,7 @@ class _Writer:
         directories = []
         for node, parent in zip(found, parents, strict=True):  # both grow as they are read
             kids = children.get(node, {})
-            directories.append(Directory(node, parent, kids))
+            directories.append(self._names.add(node, parent, kids))
             inner = [kid for kid in kids.values() if types[kid] == _DIRECTORY]
             found += inner
             parents += repeat(node, len(inner))
@@ -275,9 +276,8 @@ class _Writer:
             position = align(position + length, SLOT)
         return position
 
-    def _fill(self, folders: Iterable[PlannedInode], directories: Iterable[Directory]) -> None:
+    def _fill(self, folders: Sequence[PlannedInode]) -> None:
         """Give directories their content, now that all nids are known."""
-        for folder, directory in zip(folders, directories, strict=True):
-            content = directory.pack(self._nids, self._types)
-            cut = directory.size - folder.body_length
+        for folder, content in zip(folders, self._names.pack(self._nids, self._types), strict=True):
+            cut = folder.size - folder.body_length
             folder.content, folder.body = content[:cut], content[cut:]
