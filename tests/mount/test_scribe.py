@@ -14,9 +14,10 @@ import trio
 import trio.testing
 
 from veneer.erofs.writer import write_erofs
-from veneer.errors import IntegrityError
+from veneer.errors import IntegrityError, VeneerError
 from veneer.index.merge import merge
 from veneer.index.wire import unpack_index
+from veneer.mount.metadata import MetadataImage
 from veneer.mount.scribe import Scribe
 from veneer.mount.scribe_main import Commission
 from veneer.oci.digest import Digest
@@ -110,3 +111,69 @@ async def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:
     await parent.stdout.aclose()
     assert parent.stdin is not None
     await parent.stdin.aclose()
+
+
+async def test_an_image_that_is_being_written_is_not_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working() as scribe:
+        carried_out = count(scribe, monkeypatch)
+        written = []
+
+        async def write() -> None:
+            written.append(await scribe.write(commission(tmp_path)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scribe.write_ahead, commission(tmp_path))
+            nursery.start_soon(write)
+            nursery.start_soon(write)
+        assert len(carried_out) == 1
+        assert [one.path.read_bytes() for one in written] == [expected()] * 2
+        await scribe.write_ahead(commission(tmp_path))
+        assert len(carried_out) == 1, "it is there"
+
+
+async def test_who_waits_is_served_when_the_first_who_asked_goes_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working() as scribe:
+        await scribe.start()
+        assert scribe.pid is not None
+        os.kill(scribe.pid, signal.SIGSTOP)
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                first = trio.CancelScope()
+
+                async def ask_and_go_away() -> None:
+                    with first:
+                        await scribe.write(commission(tmp_path))
+
+                async def wait() -> None:
+                    assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
+
+                nursery.start_soon(ask_and_go_away)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel()
+
+
+async def test_what_fails_ahead_is_told_to_who_asks_for_it(tmp_path: Path) -> None:
+    damaged = ARTIFACT[:-1] + bytes([ARTIFACT[-1] ^ 1])
+    async with working() as scribe:
+        await scribe.write_ahead(commission(tmp_path, damaged))
+        with pytest.raises(IntegrityError):
+            await scribe.write(commission(tmp_path, damaged))
+
+
+def count(scribe: Scribe, monkeypatch: pytest.MonkeyPatch) -> list[Commission]:
+    """The commissions that are carried out."""
+    carried_out: list[Commission] = []
+    have_written = scribe._have_written
+
+    async def counting(commission: Commission) -> MetadataImage | VeneerError:
+        carried_out.append(commission)
+        return await have_written(commission)
+
+    monkeypatch.setattr(scribe, "_have_written", counting)
+    return carried_out

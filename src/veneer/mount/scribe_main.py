@@ -88,7 +88,7 @@ def main() -> None:
     """Carry out commissions until there are no more."""
     # Whoever started the daemon in a terminal means the daemon by Ctrl-C; it tells us by closing our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Columns and tables of a tree are no cycles, but looking for some while they grow takes a third of the time.
+    # A tree has no cycles, and looking for some while it grows takes a third of the time.
     gc.disable()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while (data := _message(source)) is not None:
