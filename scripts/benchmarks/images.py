@@ -125,6 +125,9 @@ def _fill(reference: str, cache_dir: Path) -> None:
     async def work() -> None:
         async with open_store(settings) as store, open_image(reference, settings) as image:
             for device, source in zip(image.index.devices, image.sources, strict=True):
-                await store.complete(store.attach(device, source))
+                attached = store.attach(device, source)
+                await store.complete(attached)
+                # Only what was proven to be complete is mounted without anybody to ask.
+                await store.prove(attached)
 
     trio.run(work)

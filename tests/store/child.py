@@ -78,11 +78,24 @@ async def pin(directory: Path, _rng: random.Random, _count: int) -> None:
         await trio.sleep_forever()
 
 
+async def freeze(directory: Path, _rng: random.Random, _count: int) -> None:
+    """Freeze a complete device until somebody ends that."""
+    one = sample([60 * KIB] * 10, codecs=(RAW,))
+    async with open_store(store_settings(directory)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        await store.fill(attached, 0, attached.size)
+        assert await store.prove(attached)
+        assert store.freeze(attached) is not None
+        print("frozen", flush=True)
+        await trio.sleep_forever()
+
+
 ROLES: dict[str, Callable[[Path, random.Random, int], Awaitable[None]]] = {
     "fill": fill,
     "read": read,
     "evict": evict,
     "pin": pin,
+    "freeze": freeze,
 }
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ def _describe(found: "MountStatus") -> str:
     if report.backend == "erofs-fanotify":
         lines.append(f"  {report.complete} of {len(report.layers)} layers complete, which need no daemon")
     else:
+        if report.direct:
+            of = f"{report.direct} of {len(report.layers)} layers"
+            lines.append(f"  {of} were complete when it was mounted, which the kernel reads by itself")
         lines.append(
             f"  {kernel['reads']} reads, {store['misses']} of them waited, {kernel['failed_reads']} failed; "
             f"{store['requests']} requests for data, {size_text(store['bytes_fetched'])}"

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from veneer.daemon.report import HintReport, LayerReport, MountReport, PackReport
@@ -56,6 +56,7 @@ def mount_report(
     store: Mapping[str, int],
     kernel: Mapping[str, int],
     transport: Mapping[str, int],
+    direct: Collection[int],
     packed: AttachedDevice | None = None,
     hint: HintReport | None = None,
 ) -> MountReport:
@@ -75,8 +76,9 @@ def mount_report(
                 cached=_cached(device),
                 spans=len(device.spans),
                 complete=device.complete,
+                direct=number in direct,
             )
-            for device in attached
+            for number, device in enumerate(attached)
         ),
         store=store,
         kernel=kernel,

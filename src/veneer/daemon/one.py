@@ -38,7 +38,14 @@ log = logging.getLogger(__name__)
 def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) -> Subject[AttachedDevice]:
     """An open image as backends see it."""
     return Subject(
-        image.name, image.devices, lambda: image.index, image.identity, store, attached, image.artifact
+        image.name,
+        image.devices,
+        lambda: image.index,
+        image.identity,
+        store,
+        attached,
+        image.artifact,
+        store.freeze,
     )
 
 
@@ -227,6 +234,7 @@ class Service:
             store=_since(self._store_before, self._store.stats.to_json()),
             transport=self._transport(),
             kernel=self._mounter.stats.to_json(),
+            direct=self._mounter.direct,
             packed=self.packed,
             hint=self.hint,
         )

@@ -10,7 +10,8 @@ __all__ = ["HintReport", "LayerReport", "MountReport", "PackReport"]
 class LayerReport:
     """One layer: how many of its ``size`` bytes are in the cache.
 
-    ``complete`` says that it is there as a whole and has the diffID that the image promises.
+    ``complete`` says that it is there as a whole and has the diffID that the image promises, ``direct`` that
+    the kernel reads it from the cache without asking whoever serves the mount.
     """
 
     digest: str
@@ -18,6 +19,7 @@ class LayerReport:
     cached: int
     spans: int
     complete: bool
+    direct: bool = False
 
     @property
     def percent(self) -> float:
@@ -109,6 +111,11 @@ class MountReport:
     def complete(self) -> int:
         """How many layers are complete."""
         return sum(layer.complete for layer in self.layers)
+
+    @property
+    def direct(self) -> int:
+        """How many layers the kernel reads by itself."""
+        return sum(layer.direct for layer in self.layers)
 
     def to_json(self) -> dict[str, object]:
         """The facts by name."""

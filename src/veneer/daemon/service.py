@@ -23,7 +23,7 @@ from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
 from veneer.mount.backends import open_mounter
 from veneer.mount.base import Mounter
-from veneer.mount.completion import complete_devices
+from veneer.mount.completion import complete_devices, prove_when_quiet
 from veneer.mount.packed import originals
 from veneer.mount.session import mounted
 from veneer.source.tasks import open_nursery
@@ -112,6 +112,8 @@ async def serve_mount(
                 timing.mark("mounted")
                 if request.complete:
                     nursery.start_soon(complete_devices, store, attached)
+                elif mounter.choice.backend == "erofs-fuse":
+                    nursery.start_soon(prove_when_quiet, store, attached)
                 ready(service.info(trio.current_time() - began))
                 there.set()
                 await session.ended.wait()

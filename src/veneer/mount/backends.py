@@ -2,7 +2,8 @@
 
 - ``fuse``: a FUSE file system with all names, attributes and contents. For everybody and every kernel.
 - ``erofs-fuse``: the kernel knows names and attributes from a metadata image; only contents that are not in its
-  page cache are asked of a FUSE file system with the devices. For root, from Linux 6.12 on.
+  page cache are asked of a FUSE file system with the devices, or read from the device cache's own files where
+  they are complete when it is mounted. For root, from Linux 6.12 on.
 - ``erofs-fanotify``: the kernel reads the device cache's own files, and asks only for what is not there yet.
   For root, from Linux 6.14 on. All such mounts are served by one daemon; the others here have a process each.
 
@@ -11,28 +12,31 @@ What works is found out by trying it, never from a version number.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import trio
 
-from veneer.errors import MountError, UnsupportedFormat
+from veneer.errors import CacheError, MountError, UnsupportedFormat
 from veneer.events import Notice, Reporter, silent
 from veneer.index.model import Device, ImageIndex
 from veneer.mount import kernel
 from veneer.mount.base import Choice, Mounter
 from veneer.mount.devices import DeviceOperations
-from veneer.mount.erofs import mount_erofs, try_erofs
+from veneer.mount.erofs import check_size, mount_erofs, mount_watched, try_erofs
 from veneer.mount.erofs_fanotify import try_fanotify
 from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import DeviceReader, FuseStats, TreeOperations
 from veneer.mount.fusectl import allow_requests
 from veneer.mount.metadata import MetadataImage, metadata_image
 from veneer.mount.server import MAX_TASKS, serve_fuse
+from veneer.mount.superblocks import Superblocks
 from veneer.oci.digest import Digest
+from veneer.source.tasks import open_nursery
+from veneer.store.pin import Freeze
 
 __all__ = [
     "ErofsFuseMounter",
@@ -60,6 +64,7 @@ class Subject(Generic[D]):
         store: where the bytes are.
         attached: what ``store`` calls the devices, in the same order.
         artifact: the index as one blob, for a process that writes metadata images; None where it is none.
+        freeze: keeps a complete device as it is, for the kernel to read its file; None if it is not complete.
     """
 
     name: str
@@ -69,6 +74,7 @@ class Subject(Generic[D]):
     store: DeviceReader[D]
     attached: Sequence[D]
     artifact: bytes | None = None
+    freeze: Callable[[D], Freeze | None] = lambda _device: None
 
 
 class FuseMounter(Generic[D]):
@@ -77,6 +83,7 @@ class FuseMounter(Generic[D]):
     def __init__(self, subject: Subject[D], index: ImageIndex, choice: Choice) -> None:
         self.choice = choice
         self.inodes = sum(map(bool, index.nlink))
+        self.direct: Collection[int] = ()
         self.operations = TreeOperations(index, subject.store, subject.attached, image=subject.name)
         self.stats: FuseStats = self.operations.stats
 
@@ -88,10 +95,12 @@ class FuseMounter(Generic[D]):
 
 
 class ErofsFuseMounter(Generic[D]):
-    """A metadata image over devices that FUSE serves.
+    """A metadata image over device files: the cache's own where a device is complete, and FUSE's otherwise.
 
-    The devices are visible, in a directory of their own, for as long as it takes to mount EROFS over them.
-    It has them open then, which keeps their file system alive as long as its own and no longer.
+    Devices that FUSE serves are visible, in a directory of their own, for as long as it takes to mount EROFS
+    over them. It has them open then, which keeps their file system alive as long as its own and no longer. Of
+    what it reads from the cache the kernel asks nobody, whatever becomes of this process; so such devices are
+    frozen until the file system is gone.
 
     Args:
         subject: the image.
@@ -113,28 +122,90 @@ class ErofsFuseMounter(Generic[D]):
             image=subject.name,
         )
         self.stats: FuseStats = self.operations.stats
+        self._subject = subject
         self._metadata = metadata
         self._devices = devices
+        self._frozen: dict[int, Freeze] = {}
+
+    @property
+    def direct(self) -> Collection[int]:
+        """See :class:`~veneer.mount.base.Mounter`."""
+        return self._frozen.keys()
 
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
-        """See :class:`~veneer.mount.base.Mounter`."""
+        """See :class:`~veneer.mount.base.Mounter`. Who is still there afterwards reads on what is frozen."""
+        end: trio.Event | None = None
+        superblocks = await trio.to_thread.run_sync(self._freeze)
+        try:
+            async with open_nursery() as nursery:
+                if superblocks is not None:
+                    await nursery.start(superblocks.serve)
+                needs_fuse = superblocks is None or len(self._frozen) < len(self._metadata.devices)
+                async with self._serving(gone) if needs_fuse else nullcontext():
+                    try:
+                        end = await trio.to_thread.run_sync(self._mount, target, superblocks)
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await trio.to_thread.run_sync(lambda: kernel.unmount_ours(self._devices, lazy=True))
+                    if end is not None and not needs_fuse:
+                        nursery.start_soon(_follow, end, gone)
+                    try:
+                        yield
+                    finally:
+                        if superblocks is not None:
+                            superblocks.take_news()
+                nursery.cancel_scope.cancel()
+        finally:
+            # Of a file system that is still used, the files stay and say so.
+            for frozen in self._frozen.values():
+                if end is None or end.is_set():
+                    frozen.release()
+                else:
+                    frozen.close()
+            self._frozen = {}
+
+    @asynccontextmanager
+    async def _serving(self, gone: Callable[[], None]) -> AsyncIterator[None]:
         await trio.to_thread.run_sync(lambda: self._devices.mkdir(mode=0o700, exist_ok=True))
         async with serve_fuse(self.operations, self._devices, gone):
-            try:
-                await trio.to_thread.run_sync(self._mount, target)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(lambda: kernel.unmount_ours(self._devices, lazy=True))
             yield
 
-    def _mount(self, target: Path) -> None:
+    def _freeze(self) -> Superblocks | None:
+        """Freeze what is complete. Returns what notices the end of the file system, if anything is."""
         try:
-            allow_requests(self._devices, MAX_TASKS)
-        except OSError as error:
-            log.warning("few reads at a time: no access to fusectl cause=%r", error.strerror)
-        devices = (self._devices / str(number) for number in range(len(self._metadata.devices)))
-        mount_erofs(self._metadata.path, devices, target)
+            for number, attached in enumerate(self._subject.attached):
+                if (frozen := self._subject.freeze(attached)) is not None:
+                    self._frozen[number] = frozen
+                    check_size(self._metadata.devices[number], frozen.data)
+            return Superblocks() if self._frozen else None
+        except (CacheError, MountError, OSError) as error:
+            log.warning("complete devices are served like all others cause=%r", str(error))
+            while self._frozen:
+                self._frozen.popitem()[1].release()
+            return None
+
+    def _mount(self, target: Path, superblocks: Superblocks | None) -> trio.Event | None:
+        """Mount EROFS over the devices. Returns an event for its end, if that is watched."""
+        frozen, metadata = self._frozen, self._metadata
+        if len(frozen) < len(metadata.devices):
+            try:
+                allow_requests(self._devices, MAX_TASKS)
+            except OSError as error:
+                log.warning("few reads at a time: no access to fusectl cause=%r", error.strerror)
+        devices = [
+            frozen[number].data if number in frozen else self._devices / str(number)
+            for number in range(len(metadata.devices))
+        ]
+        if superblocks is None:
+            mount_erofs(metadata.path, devices, target)
+            return None
+        return mount_watched(metadata.path, devices, target, superblocks)
+
+
+async def _follow(end: trio.Event, gone: Callable[[], None]) -> None:
+    await end.wait()
+    gone()
 
 
 def choose(wanted: str, cache_dir: Path) -> Choice:

@@ -1,6 +1,6 @@
 """What a backend is: one way to make a tree visible on a directory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ class Mounter(Protocol):
 
     choice: Choice
     inodes: int
+
+    @property
+    def direct(self) -> Collection[int]:
+        """Numbers of the image's devices that the kernel reads from the cache without asking anybody."""
 
     @property
     def stats(self) -> Counters:

@@ -14,7 +14,9 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
-from veneer.erofs.ondisk import BLOCK
+import trio
+
+from veneer.erofs.ondisk import BLOCK, DeviceSlot
 from veneer.erofs.writer import write_erofs
 from veneer.errors import MountError
 from veneer.index.build import TreeBuilder
@@ -22,11 +24,20 @@ from veneer.index.merge import merge
 from veneer.index.model import Codec, Device, ImageIndex, LayerIndex, SpanTable
 from veneer.index.tar_entry import TarEntry
 from veneer.mount.fsmount import attach, unattached
+from veneer.mount.superblocks import Superblocks
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import OCI_LAYER
 
-__all__ = ["erofs_over", "mount_erofs", "nameless", "one_file", "try_erofs"]
+__all__ = [
+    "check_size",
+    "erofs_over",
+    "mount_erofs",
+    "mount_watched",
+    "nameless",
+    "one_file",
+    "try_erofs",
+]
 
 _HINTS = {
     errno.ENODEV: "the kernel has no EROFS; load the module erofs",
@@ -43,6 +54,24 @@ def mount_erofs(image: Path, devices: Iterable[Path], target: Path) -> None:
             attach(mount, target)
         except OSError as error:
             raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
+
+
+def mount_watched(image: Path, devices: Iterable[Path], target: Path, superblocks: Superblocks) -> trio.Event:
+    """The same, and an event for the end of the new file system. Raises MountError."""
+    with erofs_over(image, devices) as mount:
+        try:
+            # Before anybody can use it, and so before it can end.
+            gone = superblocks.watch(mount)
+            attach(mount, target)
+        except OSError as error:
+            raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
+    return gone
+
+
+def check_size(slot: DeviceSlot, device: Path) -> None:
+    """Raise MountError if a file ends before the device does, for the rest of which EROFS would show zeros."""
+    if device.stat().st_size < slot.size:
+        raise MountError(f"the device file {device.readlink()} is shorter than the {slot.size} bytes it has")
 
 
 @cache

@@ -26,8 +26,7 @@ from veneer.erofs.ondisk import BLOCK
 from veneer.erofs.writer import write_erofs
 from veneer.errors import MountError
 from veneer.mount import fanotify
-from veneer.mount.erofs import erofs_over, nameless, one_file
-from veneer.mount.fsmount import attach
+from veneer.mount.erofs import check_size, erofs_over, mount_watched, nameless, one_file
 from veneer.mount.guarded import check_guardable
 from veneer.mount.metadata import MetadataImage
 from veneer.mount.superblocks import Superblocks
@@ -78,19 +77,8 @@ def mount_guarded(
     if tail is not None:
         devices.append(tail)
     for slot, device in zip(metadata.devices, devices, strict=True):
-        # Of a file that ends too early EROFS shows zeros for the rest.
-        if device.stat().st_size < slot.size:
-            raise MountError(
-                f"the device file {device.readlink()} is shorter than the {slot.size} bytes it has"
-            )
-    with erofs_over(metadata.path, devices) as mount:
-        try:
-            # Before anybody can use it, and so before it can end.
-            gone = superblocks.watch(mount)
-            attach(mount, target)
-        except OSError as error:
-            raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
-    return gone
+        check_size(slot, device)
+    return mount_watched(metadata.path, devices, target, superblocks)
 
 
 def try_fanotify(cache_dir: Path, group: int | None = None) -> None:

@@ -9,7 +9,7 @@ Invariant: devices are let go only when the file system over them is gone, howev
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,6 +138,11 @@ class ResidentMounter:
         self._existing = existing
         self._record = record
         self._timing = timing
+
+    @property
+    def direct(self) -> Collection[int]:
+        """See :class:`~veneer.mount.base.Mounter`."""
+        return [number for number, device in enumerate(self._subject.attached) if device.complete]
 
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:

@@ -49,20 +49,24 @@ class Superblocks:
             task_status.started()
             while True:
                 await trio.lowlevel.wait_readable(self._inotify)
-                try:
-                    data = os.read(self._inotify, _READ)
-                except BlockingIOError:
-                    continue
-                at = 0
-                while at < len(data):
-                    watch, mask, _, name = _EVENT.unpack_from(data, at)
-                    at += _EVENT.size + name
-                    if mask & _OVERFLOW:
-                        self._look()
-                    elif mask & (_UNMOUNT | _IGNORED):
-                        self._set(watch)
+                self.take_news()
         finally:
             self.close()
+
+    def take_news(self) -> None:
+        """Set the events of what is gone by now."""
+        try:
+            data = os.read(self._inotify, _READ)
+        except BlockingIOError:
+            return
+        at = 0
+        while at < len(data):
+            watch, mask, _, name = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + name
+            if mask & _OVERFLOW:
+                self._look()
+            elif mask & (_UNMOUNT | _IGNORED):
+                self._set(watch)
 
     def watch(self, root: Path | int) -> trio.Event:
         """An event for the end of the file system whose root is ``root``: a path, or a descriptor of a mount.

@@ -191,7 +191,7 @@ class DeviceCache:
     def put(self, file: DeviceFile, fills: Sequence[Fill]) -> bool:
         """Write verified spans of a device; False when they are not on disk afterwards. May evict."""
         length = sum(len(fill.data) for fill in fills)
-        if file.abandoned or file.pinned_elsewhere:
+        if file.abandoned or file.read_only:
             return False
         if not file.pinned and (length > self.quota or time.monotonic() < self._paused_until):
             return False

@@ -4,6 +4,7 @@
     devices/<key>/map     which of them are there (:mod:`veneer.store.presence`)
     devices/<key>/lock    held shared by every process that has the device open
     devices/<key>/mounted the kernel reads ``data`` by itself (:mod:`veneer.store.pin`)
+    devices/<key>/frozen  so it does, and nobody answers for that: nothing is taken away
 
 Invariant: :meth:`DeviceFile.read` returns bytes that were verified when they were written, or None. It never
 waits for another process: readers take no lock. Changes are made under the map's lock, which is held for
@@ -32,7 +33,7 @@ from veneer.oci.digest import Hasher
 from veneer.store.extents import Fill, punch_spans, runs, write_run
 from veneer.store.owned import BeforePunch, IdleRule, Owned
 from veneer.store.pair import checked, is_at, open_pair
-from veneer.store.pin import is_pinned_for_good, pin_at
+from veneer.store.pin import Freeze, frozen_at, is_pinned_for_good, pin_at
 from veneer.store.presence import PRESENT, SUSPECT, Layout, PresenceMap
 
 __all__ = ["DeviceFile", "Fill", "Verified"]
@@ -83,7 +84,7 @@ class DeviceFile:
         self._hits = 0
         self._abandoned = False
         self._owned: Owned | None = None
-        self._pin_at = pin_at(directory)
+        self._pin_at, self._frozen_at = pin_at(directory), frozen_at(directory)
 
     @classmethod
     def open(cls, directory: Path, layout: Layout) -> Self:
@@ -179,12 +180,12 @@ class DeviceFile:
         """
         gained = 0
         with self.map.locked():
-            if self._abandoned or self.pinned_elsewhere:
+            if self._abandoned or self.read_only:
                 return 0
             wanted = [fill for fill in fills if self.states[fill.number] != PRESENT]
             for run in runs(self.map, wanted):
                 first = run[0].number
-                write_run(self._fd, self.map, run)
+                write_run(self._fd, self.map, run, undo=not self.frozen)
                 if self._owned is not None:
                     # Whoever waits for the span is about to tell the kernel.
                     self._owned.note(first, first + len(run))
@@ -212,6 +213,16 @@ class DeviceFile:
         return self._owned is None and os.access(self._pin_at, os.F_OK)
 
     @property
+    def frozen(self) -> bool:
+        """Whether the kernel reads all of the device and nobody answers for that."""
+        return os.access(self._frozen_at, os.F_OK)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether only others may change the device, or nobody."""
+        return self._owned is None and (self.pinned_elsewhere or self.frozen)
+
+    @property
     def unwatched(self) -> bool:
         """Whether the kernel may read the device without asking: eviction has to begin by watching it."""
         return self._owned is not None and self._owned.unwatched
@@ -237,12 +248,23 @@ class DeviceFile:
                 self._owned.pin.release()
                 self._owned = None
 
+    def freeze(self) -> Freeze | None:
+        """Keep all of a complete device as it is, until that is undone; None if it is not. Raises OSError."""
+        with self.map.locked():
+            current = is_at(self._fd, self.directory / "data") and is_at(self.map.fd, self.directory / "map")
+            if self._abandoned or not current or not self.map.complete:
+                return None
+            return Freeze.take(self.directory, self._fd)
+
     def evict(self, numbers: Iterable[int]) -> Evicted:
         """Take spans away, also from other processes' readers. Raises OSError.
 
-        A device that another process has mounted is left alone; of one that we have, what was idle for long.
+        A device that another process has mounted is left alone, and so is one that is frozen; of one that we
+        have, what was idle for long.
         """
         with self.map.locked():
+            if self.frozen:
+                return Evicted(0, 0)
             if self._owned is not None:
                 gone, freed = self._owned.take(sorted(numbers))
                 punch_spans(self._fd, self.map, gone)
@@ -260,7 +282,7 @@ class DeviceFile:
             if state := self.states[number]:
                 (right if self._is_right(number, state) else dubious).append(number)
         with self.map.locked():
-            if self.pinned_elsewhere:
+            if self.read_only:
                 return Verified(len(right), [], 0)
             self._trust(right)
             # Asked again under the lock: a span may just have been evicted, or written, meanwhile.
@@ -306,7 +328,7 @@ class DeviceFile:
 
     def evictable(self) -> Iterator[tuple[int, int, int]]:
         """What :meth:`held` gives of the spans that may be evicted now."""
-        if not self.pinned_elsewhere:
+        if not self.pinned_elsewhere and not self.frozen:
             owned = self._owned
             yield from (row for row in self.held() if owned is None or owned.is_idle(row[0]))
 

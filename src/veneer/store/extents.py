@@ -46,8 +46,8 @@ def runs(presence: PresenceMap, fills: Sequence[Fill]) -> Iterator[list[Fill]]:
         yield run
 
 
-def write_run(fd: int, presence: PresenceMap, run: Sequence[Fill]) -> None:
-    """Write one stretch; raises OSError, and has freed what it took then."""
+def write_run(fd: int, presence: PresenceMap, run: Sequence[Fill], *, undo: bool = True) -> None:
+    """Write one stretch; raises OSError, and has freed what it took then if that is to be undone."""
     offset = presence.offsets[run[0].number]
     total = sum(len(fill.data) for fill in run)
     try:
@@ -58,7 +58,8 @@ def write_run(fd: int, presence: PresenceMap, run: Sequence[Fill]) -> None:
                 written += os.pwrite(fd, memoryview(rest)[written:], offset + written)
     except OSError:
         # Half a run may have taken the last blocks of a full disk.
-        _punch_run(fd, presence, run[0].number, run[-1].number)
+        if undo:
+            _punch_run(fd, presence, run[0].number, run[-1].number)
         raise
 
 

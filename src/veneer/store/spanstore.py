@@ -26,6 +26,7 @@ from veneer.store.intake import Intake
 from veneer.store.jobs import Jobs
 from veneer.store.memory import MemoryCache
 from veneer.store.owned import BeforePunch
+from veneer.store.pin import Freeze
 from veneer.store.presence import Form
 from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
@@ -296,6 +297,21 @@ class SpanStore:
         """The kernel has given up the file: the superblock is gone."""
         if attached.file is not None:
             attached.file.unpin()
+
+    def freeze(self, attached: AttachedDevice) -> Freeze | None:
+        """Keep a complete device as it is, for the kernel to read without us. None: it is not complete.
+
+        Blocks. What comes of it has to be released once the kernel does not read the device any more.
+
+        Raises:
+            CacheError: that cannot be noted on the disk.
+        """
+        if not attached.complete or attached.file is None:
+            return None
+        try:
+            return attached.file.freeze()
+        except OSError as error:
+            raise CacheError(f"{attached.source.name} cannot be kept as it is: {error.strerror}") from error
 
     def detach(self, attached: AttachedDevice) -> None:
         """Close a device that nothing uses any more, and forget it, its memory and its queued fetches."""
