@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.convert.layouts import Layout
+from tests.convert.layouts import INDEX_TYPE, Layout
 from tests.daemon.layouts import LARGE, lazy_image, settings_in
 from veneer.container.options import ContainerOptions
+from veneer.convert.convert import convert
 from veneer.daemon import client, lifecycle, mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.daemon.client import RunRequest
@@ -31,6 +32,7 @@ from veneer.mount.kernel import mounts_at
 from veneer.mount.state import mount_records
 from veneer.settings import Settings
 from veneer.testing.actions import Hold
+from veneer.testing.images import write_image
 from veneer.testing.registry import scripted_registry
 from veneer.testing.tars import TarItem, tar
 
@@ -700,15 +702,16 @@ def test_a_hundred_images_at_once(workplace: Path, settings: Settings) -> None:
     count = 100
     base = tar([TarItem(b"base", content=LARGE[: 2 * STEP])])
     own = [TarItem(b"own", content=LARGE[number * 1000 :][:50_000]) for number in range(count)]
-    names: list[str] = []
-
-    async def make() -> None:
-        for item in own:
-            names.append(await lazy_image(workplace / "layout", settings_in(workplace), [base, tar([item])]))
-            (workplace / "layout").rename(workplace / f"layout{len(names)}")
-            names[-1] = f"oci:{workplace}/layout{len(names)}:lazy"
-
-    trio.run(make)
+    plain = Layout(workplace / "plain")
+    for number, item in enumerate(own):
+        write_image([base, tar([item])], plain.path, str(number), "none")
+    tags = plain.tags()
+    entries = [{key: tags[str(n)][key] for key in ("mediaType", "digest", "size")} for n in range(count)]
+    every = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
+    plain.tag("all", plain.store(INDEX_TYPE, json.dumps(every).encode()))
+    layout = f"oci:{workplace}/layout"
+    converted = trio.run(convert, plain.ref("all"), f"{layout}:all", settings_in(workplace))
+    names = [f"{layout}@{image.manifest}" for image in converted.images]
     with ThreadPoolExecutor(16) as pool:
         first = pool.submit(mount, names[0], workplace / "mnt0", settings)
         first.result()

@@ -5,6 +5,7 @@ A place is claimed before anything is mounted and released after everything is g
 
 import os
 import secrets
+import threading
 from pathlib import Path
 
 from veneer.daemon.mountpoint import prepare_mountpoint
@@ -29,6 +30,8 @@ __all__ = ["Place"]
 class Place:
     """What :func:`Place.claimed` made, or a record of an earlier process names.
 
+    Any thread may release or retire it.
+
     Args:
         run_dir: where mounts are recorded.
         record: says what is where.
@@ -37,6 +40,9 @@ class Place:
     def __init__(self, run_dir: Path, record: MountRecord) -> None:
         self.run_dir = run_dir
         self.record = record
+        self._released = False
+        #: A mount may end by itself, and its place be released, while somebody detaches it.
+        self._ending = threading.Lock()
 
     @classmethod
     def claimed(cls, request: MountRequest, *, daemon: bool = False) -> "Place":
@@ -99,11 +105,20 @@ class Place:
         return self.record.container is not None and not self.record.process.alive
 
     def retire(self) -> None:
-        """Let another mount have the place."""
-        if self.record.kind != "detached":
-            self.record = retire(self.run_dir, self.record)
+        """Let another mount have the place; nothing when it is free already. Raises MountError."""
+        with self._ending:
+            if self._released or self.record.kind == "detached":
+                return
+            try:
+                self.record = retire(self.run_dir, self.record)
+            except OSError as error:
+                raise MountError(
+                    f"cannot free the place of {self.record.mountpoint}: {error.strerror}"
+                ) from error
 
     def release(self) -> None:
         """Undo everything."""
-        detach(self.record)
-        release(self.run_dir, self.record)
+        with self._ending:
+            detach(self.record)
+            release(self.run_dir, self.record)
+            self._released = True
