@@ -75,6 +75,7 @@ def mount_report(
                 size=device.size,
                 cached=_cached(device),
                 spans=len(device.spans),
+                cached_spans=0 if device.file is None else device.file.map.present_spans,
                 complete=device.complete,
                 direct=number in direct,
             )

@@ -8,7 +8,7 @@ __all__ = ["HintReport", "LayerReport", "MountReport", "PackReport"]
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer: how many of its ``size`` bytes are in the cache.
+    """One layer: how many of its ``size`` bytes, and ``spans``, are in the cache.
 
     ``complete`` says that it is there as a whole and has the diffID that the image promises, ``direct`` that
     the kernel reads it from the cache without asking whoever serves the mount.
@@ -18,6 +18,7 @@ class LayerReport:
     size: int
     cached: int
     spans: int
+    cached_spans: int
     complete: bool
     direct: bool = False
 

@@ -261,6 +261,11 @@ class PresenceMap:
         at = self._records_at + number * _RECORD_SIZE
         return bytes(self._view[at : at + 32])
 
+    @property
+    def present_spans(self) -> int:
+        """How many spans are present or suspect."""
+        return self.count - self.states.tobytes().count(EMPTY)
+
     def on_disk(self) -> list[int]:
         """Numbers of the spans that are present or suspect."""
         return list(compress(range(self.count), self.states.tobytes()))

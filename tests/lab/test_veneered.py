@@ -1,0 +1,44 @@
+"""What counts as a warm start: what it fetches is what the first start did not read."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from veneer.lab.distance import Counters
+from veneer.lab.variants import Variants
+from veneer.lab.veneered import Veneered
+from veneer.lab.workplace import Subject, Workplace
+
+
+def report(cached_spans: int, fetched: int) -> bytes:
+    return json.dumps(
+        {
+            "requests": 4,
+            "bytes_fetched": 52_000 * fetched,
+            "report": {
+                "layers": [{"cached_spans": 0}, {"cached_spans": cached_spans}],
+                "store": {"spans_fetched": fetched},
+                "pack": {"mapped": True},
+            },
+        }
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("cached_spans", "fetched", "counts"), [(12, 9, True), (3, 0, True), (12, 10, False), (3, 1, False)]
+)
+def test_a_second_start_may_read_something_new_but_nothing_twice(
+    tmp_path: Path, cached_spans: int, fetched: int, counts: bool
+) -> None:
+    place = cast("Workplace", SimpleNamespace(directory=tmp_path, environment={}))
+    system = Veneered(place, cast("Variants", None), "veneer-warm")
+    subject = cast("Subject", SimpleNamespace(reference=lambda port, variant: f"127.0.0.1:{port}/{variant}"))
+    launches = [system.warm_up(subject, 5), system.launch(subject, 5)]
+    for launch, contents in zip(launches, (report(3, 3), report(cached_spans, fetched)), strict=True):
+        assert launch is not None
+        Path(launch.argv[launch.argv.index("--report") + 1]).write_bytes(contents)
+    facts = system.facts(subject, cast("Counters", None))
+    assert facts.checks == {"nothing was fetched again": counts, "it used the pack": True}
