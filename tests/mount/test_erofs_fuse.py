@@ -14,9 +14,12 @@ from tests.erofs.images import device_of, index_of
 from tests.mount.images import Entry, MemoryStore, directory, file, image, symlink
 from tests.mount.serving import Mounted, in_thread, mounter_of, serving
 from veneer.errors import Unavailable
+from veneer.mount.backends import Subject, open_mounter
+from veneer.mount.erofs import takes_direct_io
 from veneer.mount.kernel import mount_table
 from veneer.mount.readahead import MIN_WINDOW
 from veneer.mount.session import mounted
+from veneer.store.pin import Freeze
 from veneer.testing.tars import TarItem, tar
 from veneer.testing.trees import difference, facts_of, scan
 
@@ -35,6 +38,10 @@ def pread(path: Path, length: int, offset: int, advice: int = os.POSIX_FADV_RAND
         return os.pread(fd, length, offset)
     finally:
         os.close(fd)
+
+
+def mount_lines() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
 def loop_devices() -> set[Path]:
@@ -216,6 +223,29 @@ async def test_a_device_that_ends_within_a_block(tmp_path: Path) -> None:
             assert await in_thread((mount.path / "b").read_bytes) == b"b" * 700
         assert all(offset + length <= size for offset, length, _ in mount.store.misses)
         assert mount.stats.failed_reads == 0
+
+
+@pytest.mark.parametrize("end", [700, 1024])
+async def test_a_complete_device_is_read_to_its_end(tmp_path: Path, end: int) -> None:
+    """By the kernel if it ends with a block; past the page cache if the disk has blocks as small."""
+    whole, data = image({b"a": file(os.urandom(50_000)), b"b": file(b"b" * 700)})
+    size = whole.data[whole.lookup(b"b") or 0] + end
+    index = replace(whole, devices=(device_of(data[:size]),))
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "data").write_bytes(data[:size])
+    fd = os.open(tmp_path / "data", os.O_RDONLY)
+    store = MemoryStore([data[:size]])
+    subject = Subject("test", index.devices, lambda: index, device_of(data).key, store, [0])
+    subject = replace(subject, freeze=lambda _: Freeze.take(tmp_path, fd))
+    mounter = await open_mounter(BACKEND, subject, cache_dir=tmp_path / "cache", devices=tmp_path / "devices")
+    async with mounted(mounter, tmp_path / "mnt"):
+        assert list(mounter.direct) == ([0] if end == 1024 else [])
+        assert await in_thread((tmp_path / "mnt/b").read_bytes) == b"b" * 700
+        assert await in_thread((tmp_path / "mnt/a").read_bytes) == data[:50_000]
+        (line,) = [line for line in mount_lines() if str(tmp_path / "mnt") in line]
+        assert ("directio" in line) == (end == 1024 and takes_direct_io(tmp_path / "data"))
+    assert not (tmp_path / "frozen").exists()
+    os.close(fd)
 
 
 async def test_three_hundred_devices(tmp_path: Path) -> None:

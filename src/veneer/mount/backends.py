@@ -20,13 +20,14 @@ from typing import Generic, TypeVar
 
 import trio
 
+from veneer.erofs.ondisk import BLOCK
 from veneer.errors import CacheError, MountError, UnsupportedFormat
 from veneer.events import Notice, Reporter, silent
 from veneer.index.model import Device, ImageIndex
 from veneer.mount import kernel
 from veneer.mount.base import Choice, Mounter
 from veneer.mount.devices import DeviceOperations
-from veneer.mount.erofs import check_size, mount_erofs, mount_watched, try_erofs
+from veneer.mount.erofs import check_size, mount_erofs, mount_watched, takes_direct_io, try_erofs
 from veneer.mount.erofs_fanotify import try_fanotify
 from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import DeviceReader, FuseStats, TreeOperations
@@ -175,9 +176,11 @@ class ErofsFuseMounter(Generic[D]):
         """Freeze what is complete. Returns what notices the end of the file system, if anything is."""
         try:
             for number, attached in enumerate(self._subject.attached):
-                if (frozen := self._subject.freeze(attached)) is not None:
+                slot = self._metadata.devices[number]
+                # Of a file EROFS sees whole blocks only.
+                if slot.size % BLOCK == 0 and (frozen := self._subject.freeze(attached)) is not None:
                     self._frozen[number] = frozen
-                    check_size(self._metadata.devices[number], frozen.data)
+                    check_size(slot, frozen.data)
             return Superblocks() if self._frozen else None
         except (CacheError, MountError, OSError) as error:
             log.warning("complete devices are served like all others cause=%r", str(error))
@@ -200,7 +203,17 @@ class ErofsFuseMounter(Generic[D]):
         if superblocks is None:
             mount_erofs(metadata.path, devices, target)
             return None
-        return mount_watched(metadata.path, devices, target, superblocks)
+        return mount_watched(metadata.path, devices, target, superblocks, direct_io=self._direct_io())
+
+    def _direct_io(self) -> bool:
+        """Whether EROFS should read the cache's files past their page cache, having one of its own above."""
+        sizes = {number: self._metadata.devices[number].size for number in self._frozen}
+        largest = max(sizes, key=sizes.__getitem__)
+        try:
+            return takes_direct_io(self._frozen[largest].data)
+        except OSError as error:
+            log.info("the device cache is read through the page cache cause=%r", error.strerror)
+            return False
 
 
 async def _follow(end: trio.Event, gone: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ Every function here blocks; the event loop that serves the devices must not call
 """
 
 import errno
+import mmap
 import os
 import tempfile
 from array import array
@@ -36,6 +37,7 @@ __all__ = [
     "mount_watched",
     "nameless",
     "one_file",
+    "takes_direct_io",
     "try_erofs",
 ]
 
@@ -56,9 +58,20 @@ def mount_erofs(image: Path, devices: Iterable[Path], target: Path) -> None:
             raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
 
 
-def mount_watched(image: Path, devices: Iterable[Path], target: Path, superblocks: Superblocks) -> trio.Event:
-    """The same, and an event for the end of the new file system. Raises MountError."""
-    with erofs_over(image, devices) as mount:
+def mount_watched(
+    image: Path,
+    devices: Iterable[Path],
+    target: Path,
+    superblocks: Superblocks,
+    *,
+    direct_io: bool = False,
+) -> trio.Event:
+    """The same, and an event for the end of the new file system. Raises MountError.
+
+    With ``direct_io``, what is read of the devices is not kept in the page cache a second time: see
+    :func:`takes_direct_io`.
+    """
+    with erofs_over(image, devices, direct_io=direct_io) as mount:
         try:
             # Before anybody can use it, and so before it can end.
             gone = superblocks.watch(mount)
@@ -66,6 +79,23 @@ def mount_watched(image: Path, devices: Iterable[Path], target: Path, superblock
         except OSError as error:
             raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
     return gone
+
+
+def takes_direct_io(device: Path) -> bool:
+    """Whether a file can be read past the page cache by blocks of EROFS, smaller than those of some disks.
+
+    Raises OSError when it cannot be read at all.
+    """
+    fd = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page)[BLOCK : 2 * BLOCK] as part:
+            return os.preadv(fd, [part], BLOCK) == BLOCK
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    finally:
+        os.close(fd)
 
 
 def check_size(slot: DeviceSlot, device: Path) -> None:
@@ -99,12 +129,13 @@ def try_erofs(directory: Path) -> None:
 
 
 @contextmanager
-def erofs_over(image: Path, devices: Iterable[Path]) -> Iterator[int]:
+def erofs_over(image: Path, devices: Iterable[Path], *, direct_io: bool = False) -> Iterator[int]:
     """The descriptor of a mount that is in no directory yet. Raises MountError."""
     parameters: Sequence[tuple[str, Path | None]] = [
         ("source", image),
         *(("device", device) for device in devices),
         ("ro", None),
+        *([("directio", None)] if direct_io else []),
     ]
     with ExitStack() as stack:
         try:
