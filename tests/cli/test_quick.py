@@ -1,4 +1,4 @@
-"""The short way of ``veneer run``: what goes it, and that it is short."""
+"""The short way of ``veneer run`` and ``status``: what goes it, and that it is short."""
 
 import itertools
 import subprocess

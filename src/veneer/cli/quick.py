@@ -1,8 +1,9 @@
-"""What the console script runs: ``veneer run`` goes a short way into its container, all else the long one.
+"""What the console script runs: ``veneer run`` and ``status`` go a short way, all else the long one.
 
 A command line that parses its options and asks the daemon imports for 90 ms, where a bare interpreter starts
 in 11: more than the mount takes. So the words of ``veneer run`` go to the daemon as they are, and its answer
-says which bundle to run. The daemon sees this process end, and unmounts.
+says which bundle to run. The daemon sees this process end, and unmounts. Those of ``veneer status`` go the same
+way, and its answer is what to print.
 
 Whatever is not as simple (no daemon, an option that says how to report, a relative path) takes the long way,
 which also says what is wrong with a command line.
@@ -32,8 +33,10 @@ _SOCKET = "daemon.sock"
 _CHUNK = 64 << 10
 #: What may come before an answer (:mod:`veneer.events`).
 _EVENTS = ("notice", "progress")
-#: Exit status after Ctrl-C.
-_INTERRUPTED = 130
+#: Exit status after Ctrl-C, and when whoever reads our output has seen enough.
+_INTERRUPTED, _UNREAD = 130, 141
+#: A daemon that does not tell how it stands within this time is not waited for here.
+_STATUS_TIMEOUT_S = 5.0
 #: In place of an answer about a container that has ended.
 _GONE = {"type": "error", "code": 40, "message": "the daemon has gone, and with it what there was to report"}
 #: What settings are made of, and where programs are found.
@@ -43,9 +46,10 @@ _PREFIXES, _NAMES = ("VENEER_", "XDG_"), ("HOME", "PATH", "REGISTRY_AUTH_FILE")
 def main() -> "NoReturn":
     """Entry point of the console script."""
     argv = sys.argv[1:]
-    if argv[:1] == ["run"] and os.geteuid() == 0:
+    way = {"run": _run, "status": _status}.get(argv[0]) if argv else None
+    if way is not None and os.geteuid() == 0:
         try:
-            code = _run(argv[1:])
+            code = way(argv[1:])
         except KeyboardInterrupt:
             code = _INTERRUPTED
         if code is not None:
@@ -61,7 +65,7 @@ def _run(words: list[str]) -> int | None:
     However this process ends, the daemon sees it, ends the container and cleans up.
     """
     began = monotonic()
-    answer = _ask(_run_request(words))
+    answer = _ask(_request("run", words))
     if answer is None or answer["type"] == "elsewhere":
         return None
     if answer["type"] == "error":
@@ -80,6 +84,19 @@ def _run(words: list[str]) -> int | None:
     return outcome.exit_code
 
 
+def _status(words: list[str]) -> int | None:
+    """Write what the daemon has to show; None when it has not all of it."""
+    answer = _ask(_request("show", words), _STATUS_TIMEOUT_S)
+    if answer is None or answer["type"] != "shown":
+        return None
+    try:
+        sys.stdout.write(answer["text"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _UNREAD
+    return 0
+
+
 def _write(path: str, text: str) -> int:
     """Write the report of a run; an exit status other than 0 if that fails."""
     try:
@@ -92,9 +109,10 @@ def _write(path: str, text: str) -> int:
     return 0
 
 
-def _ask(request: bytes) -> "dict[str, Any] | None":
+def _ask(request: bytes, timeout_s: float | None = None) -> "dict[str, Any] | None":
     """The daemon's answer; None when there is no daemon, or it has just gone. Notices before it are shown."""
     connection = socket(AF_UNIX, SOCK_STREAM)
+    connection.settimeout(timeout_s)
     try:
         connection.connect(os.path.join(os.environ.get("VENEER_RUN_DIR") or "/run/veneer", _SOCKET))
         connection.sendall(request)
@@ -128,12 +146,12 @@ def _show(event: "dict[str, Any]") -> None:
         )
 
 
-def _run_request(words: list[str]) -> bytes:
+def _request(op: str, words: list[str]) -> bytes:
     environ = {k: v for k, v in os.environ.items() if k in _NAMES or k.startswith(_PREFIXES)}
     text = encode_basestring_ascii
     names = ", ".join(f"{text(name)}: {text(value)}" for name, value in environ.items())
     asked = ", ".join(map(text, words))
-    return f'{{"op": "run", "words": [{asked}], "environ": {{{names}}}, "pid": {os.getpid()}}}\n'.encode()
+    return f'{{"op": "{op}", "words": [{asked}], "environ": {{{names}}}, "pid": {os.getpid()}}}\n'.encode()
 
 
 class _Scanning:

@@ -4,11 +4,11 @@ Standard output carries data only. With ``--json`` that is one document, and pro
 lines with a ``type`` on standard error. rich is imported only where a terminal shows a progress bar.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from json import dumps
 from typing import TYPE_CHECKING
 
 from veneer.errors import RateLimited, RegistryError, VeneerError
@@ -17,7 +17,7 @@ from veneer.events import Event, Notice, Progress, Reporter, event_to_json, sile
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-__all__ = ["Output", "path_json", "printable", "size_text", "table"]
+__all__ = ["Output", "path_json", "printable", "result_text", "size_text", "table"]
 
 #: Without a terminal, progress is a line at most this often, so that logs stay readable.
 PLAIN_INTERVAL_S = 10.0
@@ -59,6 +59,13 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def result_text(document: object, text: str, *, json: bool) -> str:
+    """What the answer to a command is printed as."""
+    if json:
+        text = dumps(document, indent=2, ensure_ascii=False)
+    return text + "\n" if text else ""
+
+
 class Output:
     """Where one invocation writes to. Used from the main task only."""
 
@@ -70,11 +77,8 @@ class Output:
 
     def result(self, document: object, text: str) -> None:
         """The answer to the command: ``document`` with ``--json``, else ``text``."""
-        if self.json:
-            text = json.dumps(document, indent=2, ensure_ascii=False)
-        if text:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+        sys.stdout.write(result_text(document, text, json=self.json))
+        sys.stdout.flush()
 
     def say(self, text: str) -> None:
         """Something for people that is not the answer."""
@@ -126,7 +130,7 @@ class Output:
         self.say(f"{key}: {_amount(event)}")
 
     def _line(self, document: dict[str, object]) -> None:
-        print(json.dumps(document, ensure_ascii=False), file=sys.stderr, flush=True)  # noqa: T201
+        print(dumps(document, ensure_ascii=False), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _amount(event: Progress) -> str:

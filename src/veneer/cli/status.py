@@ -6,23 +6,27 @@ from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.render import size_text, table
 
 if TYPE_CHECKING:
-    from veneer.daemon.mounts import MountStatus
+    from veneer.daemon.mounts import Listing, MountStatus
     from veneer.daemon.report import HintReport, PackReport
 
-__all__ = ["COMMAND"]
+__all__ = ["COMMAND", "shown"]
 
 
 def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Show what is mounted, who serves it, and how much of each layer is in the cache."""
     from veneer.daemon.mounts import list_mounts
 
-    found = list_mounts(invocation.settings.run_dir.absolute())
+    invocation.output.result(*shown(list_mounts(invocation.settings.run_dir.absolute())))
+    return 0
+
+
+def shown(found: "Listing") -> tuple[object, str]:
+    """What is printed: with ``--json``, and for people."""
     parts = [*map(_describe, found.mounts)] or ["nothing is mounted"]
     if found.daemon is not None:
         parts.append(_describe_daemon(found.daemon))
     document = {"daemon": found.daemon, "mounts": [mount.to_json() for mount in found.mounts]}
-    invocation.output.result(document, "\n\n".join(parts))
-    return 0
+    return document, "\n\n".join(parts)
 
 
 def _describe(found: "MountStatus") -> str:

@@ -5,18 +5,40 @@ Started by :mod:`veneer.daemon.supervisor` only.
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from veneer.cli import status
 from veneer.cli.backend import with_backend
+from veneer.cli.command import CommonArguments
 from veneer.cli.container import options_of
 from veneer.cli.parser import before_dashes
+from veneer.cli.render import result_text
 from veneer.cli.run import COMMAND, Arguments
 from veneer.daemon.request import RunRequest, ShortRun
+from veneer.daemon.standing import Render
 from veneer.daemon.worker import main
 from veneer.errors import UsageError
 
-__all__ = ["read_run"]
+__all__ = ["read_run", "read_status"]
 
 _HELP = {"-h", "--help"}
+
+
+def read_status(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Path, Render] | None:
+    """The run directory that a command line of ``veneer status`` is about, and what shows it.
+
+    None if only the command itself can do what is wanted, or say what is wrong.
+    """
+    if _HELP.intersection(before_dashes(words)):
+        return None
+    try:
+        args = status.COMMAND.parser("veneer status").parse(words, CommonArguments())
+        run_dir = args.settings(environ).run_dir
+    except UsageError:
+        return None
+    if args.verbose or not run_dir.is_absolute():
+        return None
+    return run_dir, lambda found: result_text(*status.shown(found), json=args.json)
 
 
 def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | None:
@@ -54,4 +76,4 @@ def _is_plain(args: Arguments) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(read_run))
+    sys.exit(main(read_run, read_status))

@@ -8,33 +8,29 @@ Ends with 0 when it was told to stop and nothing is mounted any more, and with :
 worker is to go on.
 """
 
-import argparse
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 import trio
 
-from veneer import __version__
 from veneer.container.runtime import find_runtime
+from veneer.daemon.arguments import Arguments
 from veneer.daemon.client import RunResult
 from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
-from veneer.daemon.mounts import status_json
 from veneer.daemon.one import Service
 from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, ShortRun
 from veneer.daemon.residents import Residents
+from veneer.daemon.standing import ReadStatus, Standing
 from veneer.daemon.telling import Tell, Telling
 from veneer.errors import MountError, UsageError, VeneerError
 from veneer.mount.backends import choose_for_daemon
@@ -70,63 +66,21 @@ ReadRun = Callable[[Sequence[str], Mapping[str, str]], ShortRun | None]
 LINGER_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """What the supervisor says.
-
-    Args:
-        run_dir: the run directory.
-        group: descriptor of the fanotify group; None where there is none.
-        listener: descriptor of the control socket.
-        lock: descriptor of the lock file.
-        supervisor: descriptor of the socket to the supervisor.
-        idle_exit: ends after so many seconds without a mount, or ``none``.
-        fresh_group: no worker had this group before.
-    """
-
-    run_dir: Path
-    group: int | None
-    listener: int
-    lock: int
-    supervisor: int
-    idle_exit: str
-    fresh_group: bool
-
-    @classmethod
-    def parse(cls, words: list[str]) -> "Arguments":
-        """From the command line."""
-        parser = argparse.ArgumentParser("veneer.daemon.worker")
-        parser.add_argument("--run-dir", type=Path, required=True)
-        for name in ("--group", "--socket", "--lock", "--supervisor"):
-            parser.add_argument(name, required=True)
-        parser.add_argument("--idle-exit", default="none")
-        parser.add_argument("--fresh-group", action="store_true")
-        found = parser.parse_args(words)
-        return cls(
-            run_dir=found.run_dir,
-            group=None if found.group == "none" else int(found.group),
-            listener=int(found.socket),
-            lock=int(found.lock),
-            supervisor=int(found.supervisor),
-            idle_exit=found.idle_exit,
-            fresh_group=found.fresh_group,
-        )
-
-
 class Worker:
     """One run of the worker.
 
     Args:
         arguments: what it serves.
         read_run: reads command lines of ``veneer run``.
+        read_status: reads command lines of ``veneer status``.
     """
 
-    def __init__(self, arguments: Arguments, read_run: ReadRun) -> None:
+    def __init__(self, arguments: Arguments, read_run: ReadRun, read_status: ReadStatus) -> None:
         self._arguments = arguments
         self._read_run = read_run
         self._supervisor = trio.socket.from_stdlib_socket(socket.socket(fileno=arguments.supervisor))
         self._log_file = arguments.run_dir / "daemon.log"
-        self._began = time.time()
+        self._standing = Standing(arguments.run_dir, self._log_file, read_status)
         self._residents: Residents | None = None
         self._guards: Guards | None = None
         self._stopping = False
@@ -163,6 +117,7 @@ class Worker:
             await nursery.start(partial(_vital, serve))
         self._guards = Guards(devices, superblocks, unguarded=arguments.fresh_group)
         residents = self._residents = Residents(arguments.run_dir, nursery, self._guards, watch, self._log_file)
+        self._standing.guards, self._standing.residents = self._guards, residents
         await residents.restore()
         devices.restored()
 
@@ -175,13 +130,8 @@ class Worker:
             "timing": self._timing,
             "ended": self._ended,
             "stop": self._unmount,
-            "status": self._status,
-            "ping": self._ping,
+            **self._standing.operations(),
         }
-
-    async def _ping(self, _request: dict[str, object]) -> dict[str, object]:
-        await self._settle()
-        return {"type": "pong", "worker": os.getpid(), "version": __version__}
 
     async def _mount(self, request: dict[str, object], tell: Tell) -> dict[str, object]:
         info = await self._make(MountRequest.from_json(_object(request, "request")), tell)
@@ -272,39 +222,6 @@ class Worker:
                 log.info("in use elsewhere, serving it on id=%s", service.place.record.id)
                 await service.unmount(lazy=True)
         return {"type": "stopped", "report": report.to_json()}
-
-    async def _settle(self) -> None:
-        """Who asks after a container has ended is not to see its mount any more."""
-        if self._residents is not None:
-            await self._residents.settle()
-
-    async def _status(self, _request: dict[str, object]) -> dict[str, object]:
-        await self._settle()
-        residents, guards = self._residents, self._guards
-        services = residents.services if residents else {}
-        return {
-            "type": "status",
-            "daemon": {
-                "version": __version__,
-                "worker": os.getpid(),
-                "uptime_s": round(time.time() - self._began, 1),
-                "log": os.fspath(self._log_file),
-                "mounts": len(services),
-                "descriptors": len(os.listdir("/proc/self/fd")),
-                "descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-                "memory": _memory(),
-                "events": guards.devices.stats.to_json() if guards else {},
-                "links": {
-                    path: store.links()
-                    for path, store in (residents.holdings.stores.items() if residents else ())
-                },
-                "stores": {
-                    path: store.stats.to_json()
-                    for path, store in (residents.holdings.stores.items() if residents else ())
-                },
-            },
-            "mounts": [status_json(service.place.record, service.report()) for service in services.values()],
-        }
 
     # Beginning and end
 
@@ -416,13 +333,7 @@ def _object(request: dict[str, object], name: str) -> dict[str, object]:
     return value
 
 
-def _memory() -> int:
-    """Resident bytes of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def main(read_run: ReadRun) -> int:
+def main(read_run: ReadRun, read_status: ReadStatus) -> int:
     """Serve until told to stop."""
     arguments = Arguments.parse(sys.argv[1:])
     logging.Formatter.converter = time.gmtime
@@ -435,7 +346,7 @@ def main(read_run: ReadRun) -> int:
             os.set_inheritable(fd, False)
     raise_descriptor_limit()
     sys.setswitchinterval(SWITCH_S)
-    worker = Worker(arguments, read_run)
+    worker = Worker(arguments, read_run, read_status)
     try:
         trio.run(worker.run)
     except VeneerError as error:

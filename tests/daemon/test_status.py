@@ -1,0 +1,124 @@
+"""``veneer status`` by its two ways, which must not differ."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.cli.invoking import invoke
+from tests.daemon.test_daemon import environment, eventually, mount, number_of, processes, umount
+from veneer.daemon import mounts
+from veneer.daemon.ask import DAEMON_SOCKET, ask
+from veneer.settings import Settings
+
+pytestmark = [pytest.mark.root, pytest.mark.fuse]
+
+#: The command where the long way cannot be gone.
+SHORT_ONLY = "import sys; sys.modules['veneer.cli.main'] = None; from veneer.cli.quick import main; main()"
+#: What differs from one moment to the next.
+PASSING = re.compile(r"for \d+ s|[\d.]+ MiB of memory|\d+ of \d+ descriptors")
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, backend="erofs-fanotify")
+
+
+def short(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", SHORT_ONLY, "status", *words]
+    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+
+
+def without_passing(value: object) -> object:
+    if isinstance(value, list):
+        return [without_passing(one) for one in value]
+    if isinstance(value, dict):
+        passing = ("uptime_s", "memory", "descriptors")
+        return {name: without_passing(one) for name, one in value.items() if name not in passing}
+    return value
+
+
+def test_both_ways_say_the_same(workplace: Path, settings: Settings, image: str) -> None:
+    mount(image, workplace / "one", settings, writable=True)
+    mount(image, workplace / "\N{SNOWMAN} two", settings)
+    assert (workplace / "one/etc/hello").read_bytes() == b"hello\n"
+    umount(workplace / "\N{SNOWMAN} two", settings)
+    mount(image, workplace / "\N{SNOWMAN} two", settings)
+    found, said = short(settings), invoke("status", env=environment(settings))
+    assert (found.returncode, found.stderr) == (0, "")
+    assert PASSING.sub("", found.stdout) == PASSING.sub("", said.stdout)
+    assert str(workplace / "\N{SNOWMAN} two") in found.stdout
+    found, said = short(settings, "--json"), invoke("status", "--json", env=environment(settings))
+    assert without_passing(json.loads(found.stdout)) == without_passing(json.loads(said.stdout))
+    assert list(json.loads(found.stdout)) == list(json.loads(said.stdout))
+    assert found.stdout.startswith('{\n  "daemon": {\n')
+    for name in ("one", "\N{SNOWMAN} two"):
+        umount(workplace / name, settings)
+    assert short(settings).stdout.startswith("nothing is mounted\n\ndaemon: process ")
+
+
+def test_what_has_a_process_of_its_own_goes_the_long_way(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "one", settings)
+    mount(image, workplace / "two", replace(settings, backend="fuse"))
+    assert short(settings).returncode == 1
+    command = [sys.executable, "-m", "veneer", "status"]
+    done = subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=True)
+    assert f"{workplace}/one, served by the daemon" in done.stdout
+    assert f"{workplace}/two, served by process" in done.stdout
+    umount(workplace / "two", settings)
+    assert short(settings).returncode == 0
+    umount(workplace / "one", settings)
+
+
+def test_what_is_not_about_this_daemon_or_is_wrong_goes_the_long_way(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "one", settings)
+
+    def answer(*words: str, **environ: str) -> object:
+        environ = environment(settings) | environ
+        return ask(settings.run_dir, DAEMON_SOCKET, "show", words=words, environ=environ)["type"]
+
+    assert answer() == answer("--json") == answer("-q") == "shown"
+    for words in (["--help"], ["-v"], ["--nonsense"], ["word"], ["--timeout", "-1"]):
+        assert answer(*words) == "elsewhere", words
+    assert answer(VENEER_RUN_DIR="/elsewhere") == answer(VENEER_CACHE_QUOTA="much") == "elsewhere"
+    umount(workplace / "one", settings)
+
+
+def test_a_reader_that_has_seen_enough(workplace: Path, settings: Settings, image: str) -> None:
+    mount(image, workplace / "one", settings)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", SHORT_ONLY, "status"]
+    done = subprocess.run(
+        command, env=environment(settings), stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+    umount(workplace / "one", settings)
+
+
+def test_the_memory_of_the_process_that_writes_metadata_images_counts(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "one", settings)
+    worker = processes(settings)["worker"]
+    children = Path(f"/proc/{worker}/task/{worker}/children")
+    eventually(lambda: len(children.read_text().split()) == 1)
+    scribe = int(children.read_text())
+
+    def resident(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    told = mounts.list_mounts(settings.run_dir).daemon
+    assert told is not None
+    assert number_of(told, "memory") >= resident(worker) + resident(scribe) // 2
+    umount(workplace / "one", settings)
