@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import AsyncIterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from veneer.store import presence
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.maintenance import check, collect
 from veneer.store.presence import Form, Layout
+from veneer.store.proof import hash_ahead
 from veneer.store.spanstore import AttachedDevice, SpanStore, open_store
+from veneer.store.threads import Threads
 
 
 @pytest.fixture
@@ -126,6 +129,55 @@ async def test_an_eviction_while_it_is_hashed_is_noticed(
     monkeypatch.undo()
     await store.fill(attached, 0, 10)
     assert await store.prove(attached)
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The ranges that are hashed from now on."""
+    ranges = []
+    hash_range = DeviceFile.hash_range
+
+    def note(this: DeviceFile, hasher: Hasher, offset: int, length: int) -> bool:
+        ranges.append((offset, length))
+        return hash_range(this, hasher, offset, length)
+
+    monkeypatch.setattr(DeviceFile, "hash_range", note)
+    return ranges
+
+
+async def test_what_is_mounted_is_hashed_while_the_rest_comes(
+    store: SpanStore, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attached = store.attach(one.device, ScriptedSource(one.blob))
+    store.pin(attached, lambda: None)
+    # It begins in the middle.
+    await store.fill(attached, 4000 * KIB, 10)
+    ranges = hashed(monkeypatch)
+    assert await store.fetch_rest(attached)
+    before = list(ranges)
+    assert before, "hashing has begun"
+    assert await store.prove(attached)
+    assert attached.complete
+    assert ranges[: len(before)] == before
+    assert [offset for offset, _ in ranges] == [0, *accumulate(length for _, length in ranges)][:-1]
+    assert sum(length for _, length in ranges) == attached.size, "and nothing is hashed twice"
+
+
+async def test_what_was_hashed_before_something_was_taken_away_is_hashed_again(
+    store: SpanStore, attached: AttachedDevice, monkeypatch: pytest.MonkeyPatch, one: Sample
+) -> None:
+    file = attached.file
+    assert file is not None
+    file.evict([9])
+    store.pin(attached, lambda: None)
+    await hash_ahead(attached, Threads())
+    file.unpin()
+    file.evict([0])
+    attached.decode_now([one.device.spans[0], one.device.spans[9]], 0, one.blob)
+    damage(attached, at=100)
+    ranges = hashed(monkeypatch)
+    assert not await store.prove(attached), "what the disk had then counts no more"
+    assert sum(length for _, length in ranges) == attached.size
+    assert not attached.complete
 
 
 async def test_a_span_that_is_replaced_while_it_is_hashed_is_noticed(

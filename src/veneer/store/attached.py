@@ -21,6 +21,7 @@ from veneer.store.bulk import Bulk
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.fetch import FetchQueue, Priority
+from veneer.store.hashing import HashAhead
 from veneer.store.memory import MemoryCache
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
 
@@ -104,6 +105,8 @@ class AttachedDevice:
         #: The jobs for it, and what makes jobs of the rest; set by the store, which answers them.
         self.queue: FetchQueue
         self.bulk: Bulk
+        #: The hash of what has come of it so far, if it is being made.
+        self.ahead: HashAhead | None = None
         self.twins: dict[int, list[tuple[AttachedDevice, int]]] = {}
         self._cache = cache
         self._memory = memory
@@ -144,8 +147,15 @@ class AttachedDevice:
         found = ((number, self._memory.get(self._key, number)) for number in numbers)
         return {number: plain for number, plain in found if plain is not None}
 
+    def forget_hash(self) -> None:
+        """Hash no more of it ahead."""
+        if self.ahead is not None:
+            self.ahead.give_up()
+            self.ahead = None
+
     def detach(self) -> DeviceFile | None:
         """Have nothing more to do with the disk. Returns what to close as soon as no thread uses it."""
+        self.forget_hash()
         file, self.file, self._direct = self.file, None, None
         self.detached, self._remembers = True, False
         self._memory.forget(self._key)

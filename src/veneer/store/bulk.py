@@ -8,7 +8,11 @@ they are, so it is told from what was read of the device so far:
 - a sixteenth of it in long stretches (1 MiB on average, where starts have less than half of that): as much is
   fetched as was read, so that a wrong guess costs at most what was wanted anyhow.
 
-In both cases at least 4 MiB, and only when a reader has to wait. What is fetched are long ranges, in the order
+On a wide link, where a wrong guess keeps nobody waiting and a late one does, long stretches are reason for as
+much at once, for four times as much from a sixteenth on, and for the rest from an eighth on. What is not known
+to be wide gets one range, which tells.
+
+In all cases at least 4 MiB, and only when a reader has to wait. What is fetched are long ranges, in the order
 of the device from the latest miss on and round its end. They come after everything else that is queued, and few
 at a time; on a link where a range takes its time, one at a time and only while no reader waits for a request.
 
@@ -38,12 +42,14 @@ __all__ = ["Bulk", "Holder"]
 _LEAST = 4 << 20
 #: Shares of a device: read in any order, and read in long stretches.
 _LARGE_SHARE, _SMALL_SHARE = 1 / 4, 1 / 16
+#: On a wide link, of long stretches: the share that is reason for all, and how much is fetched for less.
+_WIDE_SHARE, _WIDE_TIMES = 1 / 8, 4
 #: Average length of stretches that are called long.
 _STRETCH = 1 << 20
 #: Readers that pause for so long may have ended.
 _IDLE_S = 2.0
-#: Ranges at a time: one is transferred while another one is verified and written.
-_LANES = 2
+#: Ranges at a time on a wide link: one is on its way while two are verified and written.
+_LANES = 3
 
 
 class Holder(Protocol):
@@ -67,6 +73,7 @@ class Bulk:
         holder: what it has of them.
         queue: where its jobs go.
         start: makes jobs of the lowest priority.
+        came: called when a range has come of a device all of which is being fetched.
         nursery: owns the task that feeds the queue.
         stats: where it is counted.
     """
@@ -78,6 +85,7 @@ class Bulk:
         queue: FetchQueue,
         start: Callable[[Sequence[int]], list[SpanJob]],
         *,
+        came: Callable[[], None],
         nursery: trio.Nursery,
         stats: StoreStats,
     ) -> None:
@@ -85,6 +93,7 @@ class Bulk:
         self._holder = holder
         self._queue = queue
         self._start = start
+        self._came = came
         self._nursery = nursery
         self._stats = stats
         #: Whether reads are of interest: not those of a device that is all there.
@@ -142,12 +151,18 @@ class Bulk:
 
     def _read_room(self) -> float:
         """The same because of what was read."""
-        read, size = self._read_bytes, self._spans.size
-        if read < _LEAST or read < size * _SMALL_SHARE:
+        read, size, wide = self._read_bytes, self._spans.size, self._queue.link.is_wide
+        long = read >= self._stretches * _STRETCH
+        if read < _LEAST:
             return 0
-        if read >= size * _LARGE_SHARE:
+        if read >= size * (_WIDE_SHARE if wide and long else _LARGE_SHARE):
             return math.inf
-        return read - self._asked if read >= self._stretches * _STRETCH else 0
+        if not long:
+            return 0
+        if read >= size * _SMALL_SHARE:
+            return (_WIDE_TIMES if wide else 1) * read - self._asked
+        # What little is fetched of a device in vain on a narrow link tells whether it is one.
+        return (read if wide else _LEAST) - self._asked
 
     def _may_begin(self) -> bool:
         return not self._running and not self._queue.failing and self._room() >= _LEAST
@@ -160,7 +175,7 @@ class Bulk:
     async def _run(self) -> None:
         turns, link = self._queue.turns, self._queue.link
         reads, since = self._reads, trio.current_time()
-        began = False
+        began = everything = False
         try:
             while not self._failed:
                 # What was read is reason enough to go on while readers wait, to want the whole is not.
@@ -175,6 +190,9 @@ class Bulk:
                 if (room := self._room()) < _LEAST:
                     self._paused = True
                     return
+                if not everything and math.isinf(room):
+                    everything = True
+                    self._begin_at_front()
                 numbers = self._next(link.bulk_limit, link.gap_limit, room)
                 if not numbers:
                     return
@@ -201,6 +219,15 @@ class Bulk:
         if link.is_wide:
             return link.bulk >= _LANES
         return link.bulk > 0 or link.demanded > 0 or self._queue.turns.has_demand
+
+    def _begin_at_front(self) -> None:
+        """Fetch first what is missing before the present place, if that is little: hashing begins there."""
+        done, starts = self._done, self._spans.starts
+        first = done.find(0)
+        if 0 <= first < self._place:
+            missing = (starts[n + 1] - starts[n] for n in range(first, self._place) if not done[n])
+            if sum(missing) <= _LEAST:
+                self._place = first
 
     def _next(self, limit: int, gap: int, most: float) -> list[int]:
         """The spans of the next range, at most ``limit`` stored and ``most`` plain bytes; none at the end."""
@@ -247,4 +274,6 @@ class Bulk:
             link.bulk -= 1
             self._pending -= length
             link.freed.unpark_all()
+            if math.isinf(self._room()):
+                self._came()
             self.watching = self._running or 0 in self._holder.held()

@@ -18,6 +18,7 @@ from veneer.store.attached import AttachedDevice, Twins
 from veneer.store.bulk import Bulk
 from veneer.store.fetch import Priority, SpanJob, hops
 from veneer.store.presence import Form
+from veneer.store.proof import hash_ahead
 from veneer.store.stats import StoreStats
 from veneer.store.threads import Threads
 
@@ -27,6 +28,8 @@ __all__ = ["Jobs"]
 _INLINE = 64 << 10
 #: Plain bytes of one hop: enough to make the hop cheap, few enough that the first span is not kept waiting.
 _HOP = 1 << 20
+#: The same when nobody waits for any of them.
+_BULK_HOP = 2 << 20
 #: The part of its time that a reader waits for a source when the same bytes can be had elsewhere.
 _PATIENCE = 1 / 6
 #: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
@@ -60,6 +63,7 @@ class Jobs:
             attached,
             attached.queue,
             partial(self.start, attached, priority=Priority.BULK),
+            came=partial(self._nursery.start_soon, hash_ahead, attached, self.threads),
             nursery=self._nursery,
             stats=self._stats,
         )
@@ -174,7 +178,8 @@ class Jobs:
         """Verify, decode and keep what a request brought, and answer its jobs, those with waiters first."""
         stats, queue = self._stats, attached.queue
         urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
-        for hop, size in hops(urgent, attached.spans, _HOP):
+        most = _BULK_HOP if urgent[0].priority >= Priority.COMPLETION else _HOP
+        for hop, size in hops(urgent, attached.spans, most):
             spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
             windows: dict[int, bytes] = {}
             if attached.read_window is not None:

@@ -10,15 +10,13 @@ from veneer.errors import IntegrityError
 from veneer.store.attached import AttachedDevice
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile
+from veneer.store.hashing import HASH_STEP, HashAhead
 from veneer.store.presence import EMPTY, Form
 from veneer.store.threads import Threads
 
-__all__ = ["prove"]
+__all__ = ["hash_ahead", "prove"]
 
 _log = logging.getLogger(__name__)
-
-#: Bytes hashed in one call of a thread: others get theirs in between, and a cancellation is not late.
-_STEP = 4 << 20
 
 
 async def prove(attached: AttachedDevice, cache: DeviceCache, threads: Threads) -> bool:
@@ -31,9 +29,15 @@ async def prove(attached: AttachedDevice, cache: DeviceCache, threads: Threads) 
     generation, states = file.map.generation[0], bytes(file.states)
     if EMPTY in states:
         return False
-    diff_id, hasher = attached.device.diff_id, attached.device.diff_id.hasher()
-    for offset in range(0, attached.size, _STEP):
-        length = min(_STEP, attached.size - offset)
+    diff_id = attached.device.diff_id
+    hasher, hashed = diff_id.hasher(), 0
+    if (ahead := attached.ahead) is not None:
+        attached.ahead = None
+        begun = await ahead.end()
+        if ahead.generation == generation:
+            hasher, hashed = begun
+    for offset in range(hashed, attached.size, HASH_STEP):
+        length = min(HASH_STEP, attached.size - offset)
         # Detached meanwhile: nobody wants to know any more.
         if attached.file is None or not await threads.run(file.hash_range, hasher, offset, length):
             return False
@@ -45,6 +49,19 @@ async def prove(attached: AttachedDevice, cache: DeviceCache, threads: Threads) 
         await threads.run(_drop_what_is_wrong, cache, file, generation, error)
         return False
     return await threads.run(file.confirm, generation, states)
+
+
+async def hash_ahead(attached: AttachedDevice, threads: Threads) -> None:
+    """Hash what has come of a device that will soon be complete, and is mounted, so that it will be proven."""
+    file = attached.file
+    if file is None or not file.pinned or attached.form is not Form.PLAIN or attached.complete:
+        return
+    if attached.ahead is None and attached.all_present:
+        return  # The proof has begun, or hashes all of it.
+    if attached.ahead is None or attached.ahead.generation != file.map.generation[0]:
+        attached.forget_hash()
+        attached.ahead = HashAhead(file, attached.device.diff_id.hasher(), threads)
+    await attached.ahead.follow()
 
 
 def _drop_what_is_wrong(cache: DeviceCache, file: DeviceFile, generation: int, error: IntegrityError) -> None:

@@ -31,6 +31,8 @@ _LEAST_RATE = 32 << 10
 #: Plain bytes that are handed over together when nobody waits for them: a hop to a thread costs as much as
 #: hashing 64 KiB, and more than this at a time would keep a reader who comes meanwhile waiting.
 _BATCH = 1 << 20
+#: The same of what may well never be waited for.
+_BULK_BATCH = 2 << 20
 
 
 class Priority(IntEnum):
@@ -232,7 +234,8 @@ class Transfer:
 
     def _is_due(self, jobs: Sequence[SpanJob]) -> bool:
         starts = self._spans.starts
-        return starts[jobs[-1].number + 1] - starts[jobs[0].number] >= _BATCH or any(
+        batch = _BULK_BATCH if jobs[0].priority >= Priority.COMPLETION else _BATCH
+        return starts[jobs[-1].number + 1] - starts[jobs[0].number] >= batch or any(
             job.waiters and job.priority is Priority.DEMAND for job in jobs
         )
 
