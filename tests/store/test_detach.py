@@ -115,11 +115,11 @@ async def test_a_file_is_closed_only_when_the_threads_that_use_it_are_done(
     entered, proceed = threading.Event(), threading.Event()
     write_run = extents.write_run
 
-    def write_late(fd: int, *args: object) -> None:
+    def write_late(fd: int, *args: object, **options: object) -> None:
         entered.set()
         assert proceed.wait(30)
         assert os.readlink(f"/proc/self/fd/{fd}").endswith("/data")
-        write_run(fd, *args)  # type: ignore[arg-type]  # handed on as they came
+        write_run(fd, *args, **options)  # type: ignore[arg-type]  # handed on as they came
 
     monkeypatch.setattr(devicefile, "write_run", write_late)
     async with open_store(store_settings(tmp_path)) as store:
