@@ -34,6 +34,7 @@ from veneer.daemon import mounts
 from veneer.daemon.client import RunRequest, run_image
 from veneer.daemon.lifecycle import start_daemon
 from veneer.daemon.report import MountReport
+from veneer.daemon.timed import timing_of
 from veneer.errors import IntegrityError, MountError
 from veneer.oci.descriptor import Descriptor
 from veneer.registry.client import RegistryRepository
@@ -112,6 +113,10 @@ def test_the_second_mount_fetches_nothing(
                 assert await in_thread((point / "large").read_bytes) == LARGE
                 told = await in_thread(report, settings, point)
                 assert told.index_origin == origin
+                record = await in_thread(timing_of, info.id, settings.run_dir)
+                stored = sum(device.stored_size for device in record.devices)
+                assert record.bytes_fetched == (stored if origin == "streamed" else 0)
+                assert all(one.priority == "stream" and one.ready is not None for one in record.ranges)
                 assert told.complete == 2
                 assert told.store["requests"] == 0
                 assert layer_requests(registry, repositories, tag) == requests

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -125,6 +126,28 @@ async def test_it_is_streamed_once_and_then_opened_without_a_request_for_data(
         opened(f"{registry.host}/source@{image.manifest.digest}", settings) as (image, store),
     ):
         assert await content(image, store, b"after") == b"the large one"
+
+
+@pytest.mark.parametrize("most_requests", [1, 16])
+async def test_a_download_is_part_of_what_its_link_carries(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings, most_requests: int
+) -> None:
+    # Several parts, for each of several layers.
+    with pytest.MonkeyPatch.context() as patch, trio.fail_after(60):
+        patch.setattr(parallel, "PART_SIZE", 200_000)
+        async with opened(f"{registry.host}/source:gzip", replace(settings, most_requests=most_requests)) as (
+            _,
+            store,
+        ):
+            entries = layers.manifest("gzip")["layers"]
+            classes: Any = store.links()[registry.host]["classes"]
+    size = sum(layer["size"] for layer in entries)
+    # The first request of a layer ends with the chunk in which it comes to where others have begun.
+    assert size <= classes["stream"]["bytes"] < 1.1 * size
+    assert classes["stream"]["running"] == classes["stream"]["queued_spans"] == 0
+    assert classes["stream"]["requests"] > len(entries)
+    ranges, _ = store.log.since(0.0, {layer["digest"] for layer in entries})
+    assert sum(times.length for times in ranges) == classes["stream"]["bytes"]
 
 
 async def test_a_layer_that_another_image_brought_is_not_downloaded(

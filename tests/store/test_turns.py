@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import UsageError
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
+from veneer.store.incoming import IncomingBlob
 from veneer.store.spanstore import AttachedDevice, Priority, SpanStore, open_store
 from veneer.store.turns import QUIET_S
 
@@ -226,6 +227,58 @@ async def test_a_source_that_fails_ends_an_attempt(tmp_path: Path, mock_clock: M
         source.fault = None
         assert await store.fetch_rest(attached)
         assert await store.read(attached, 0, SPANS * SPAN) == one.plain
+
+
+async def take(incoming: IncomingBlob, offset: int, length: int | None) -> None:
+    async with incoming.stream(offset, length) as chunks:
+        async for _ in chunks:
+            pass
+
+
+async def test_parts_of_a_download_take_turns_and_its_first_request_takes_none(tmp_path: Path) -> None:
+    held, one, other = Held(), device(1), device(2)
+    async with (
+        open_store(replace(store_settings(tmp_path), most_requests=2)) as store,
+        trio.open_nursery() as nursery,
+    ):
+        reader = store.attach(other.device, held.source(other, "read"))
+        with store.incoming(held.source(one, "streamed"), one.device.blob) as incoming:
+            for offset in (MIB, 2 * MIB, 3 * MIB):
+                nursery.start_soon(take, incoming, offset, MIB)
+            await wait_all_tasks_blocked(0.02)
+            assert held.sent == ["streamed"], "one request is left for readers"
+            nursery.start_soon(take, incoming, 0, None)
+            nursery.start_soon(store.read, reader, 0, KIB)
+            await wait_all_tasks_blocked(0.02)
+            assert sorted(held.sent) == ["read", "streamed", "streamed"]
+            stream = store.links()["registry.test"]["classes"]["stream"]  # type: ignore[index]
+            assert stream == {"running": 1, "queued_spans": 2, "requests": 2, "bytes": 0}
+            await held.answer(5)
+            assert held.sent.count("streamed") == 4
+            stream = store.links()["registry.test"]["classes"]["stream"]  # type: ignore[index]
+            assert stream == {"running": 0, "queued_spans": 0, "requests": 4, "bytes": SPANS * SPAN + 3 * MIB}
+            incoming.proven()
+        ranges, _ = store.log.since(0.0, {str(one.device.blob.digest)})
+        assert sorted(times.length for times in ranges) == [MIB] * 3 + [SPANS * SPAN]
+        for times in ranges:
+            assert times.priority == "stream"
+            assert times.queued <= times.sent <= (times.first_byte or 0) <= (times.last_byte or 0)
+            assert (times.last_byte or 0) <= (times.ready or 0)
+
+
+async def test_a_download_that_is_given_up_leaves_its_turn_to_others(tmp_path: Path) -> None:
+    held, one = Held(), device(1)
+    async with open_store(replace(store_settings(tmp_path), most_requests=1)) as store:
+        with store.incoming(held.source(one, "streamed"), one.device.blob) as incoming:
+            async with trio.open_nursery() as nursery:
+                for offset in (MIB, 2 * MIB):
+                    nursery.start_soon(take, incoming, offset, MIB)
+                await wait_all_tasks_blocked(0.02)
+                nursery.cancel_scope.cancel()
+        await held.answer(1)
+        reader = store.attach(one.device, held.source(one, "read"))
+        with trio.fail_after(5):
+            assert await store.read(reader, 0, KIB) == one.plain[:KIB]
 
 
 @pytest.mark.parametrize("value", ["0", "65", "-1", "many", "1.5"])

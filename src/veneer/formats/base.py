@@ -5,6 +5,7 @@ returns is about exactly the layers that the manifest and the config name.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,15 @@ from veneer.oci.digest import Digest
 from veneer.oci.manifest import Manifest
 from veneer.source.base import BlobSource, Repository
 
-__all__ = ["DeviceIntake", "DeviceKeeper", "ImageContents", "IndexLocation", "LayerFormat", "OpenedIndex"]
+__all__ = [
+    "DeviceIntake",
+    "DeviceKeeper",
+    "ImageContents",
+    "IncomingLayer",
+    "IndexLocation",
+    "LayerFormat",
+    "OpenedIndex",
+]
 
 
 class ImageContents(Protocol):
@@ -53,8 +62,18 @@ class DeviceIntake(Protocol):
         """Delete what was not committed."""
 
 
+class IncomingLayer(BlobSource, Protocol):
+    """A layer on its way, whose requests take turns with others."""
+
+    def proven(self) -> None:
+        """Tell that all of it has come and is what it should be."""
+
+
 class DeviceKeeper(Protocol):
-    """Where whole devices can be put: the cache. Any thread."""
+    """Where whole devices can be put: the cache. Any thread, but for :meth:`incoming`."""
+
+    def incoming(self, blob: BlobSource, layer: Descriptor) -> AbstractContextManager[IncomingLayer]:
+        """The same blob, for a download of all of it; for the thread that the keeper was opened in."""
 
     def is_at_hand(self, device: Device) -> bool:
         """Whether a device need not be brought again: all of it is on disk, or it is mounted. Blocks."""

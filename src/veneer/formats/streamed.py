@@ -98,13 +98,16 @@ async def stream_layer(
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            async with (
-                capacity.downloads,
-                open_download(blob, lanes=capacity.lanes) as download,
-                capacity.unpacking,
-            ):
-                stream = _Stream(layer, diff_id, blob.name, download, report)
-                return await stream.run(keeper, capacity.threads)
+            async with capacity.downloads:
+                with keeper.incoming(blob, layer) as incoming:
+                    async with (
+                        open_download(incoming, lanes=capacity.lanes) as download,
+                        capacity.unpacking,
+                    ):
+                        stream = _Stream(layer, diff_id, blob.name, download, report)
+                        result = await stream.run(keeper, capacity.threads)
+                    incoming.proven()
+                    return result
         except _Damaged as error:
             if attempt == _ATTEMPTS:
                 raise

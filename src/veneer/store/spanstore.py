@@ -7,7 +7,8 @@ A fetch belongs to the store: a cancelled reader cancels nobody else. All method
 loop that the store was opened in. Hashing, decoding and writing of more than a little is done in threads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 
@@ -17,11 +18,13 @@ from veneer.codec import check_and_decode
 from veneer.errors import CacheError, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
+from veneer.oci.descriptor import Descriptor
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
 from veneer.source.base import BlobSource, WithWindows
 from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
 from veneer.store.fetch import FetchQueue, Priority
+from veneer.store.incoming import IncomingBlob
 from veneer.store.intake import Intake
 from veneer.store.jobs import Jobs
 from veneer.store.memory import MemoryCache
@@ -83,6 +86,7 @@ class SpanStore:
         self._memory = MemoryCache(_MEMORY)
         self._jobs = Jobs(self.stats, nursery=nursery, deadline_s=read_deadline_s)
         self._attached: dict[bytes, AttachedDevice] = {}
+        self._incoming: set[IncomingBlob] = set()
         self._links: dict[str, Turns] = {}
         self._new_turns = partial(Turns, nursery, most=most_requests, background_rate=background_rate)
 
@@ -127,9 +131,7 @@ class SpanStore:
         )
         # Blobs of one registry share its link; what goes before the first slash names it. Requests for spans
         # are not over before their windows are here: those must not wait for a turn behind them.
-        link = source.name.partition("/")[0] + (" (windows)" if of_spans else "")
-        if (turns := self._links.get(link)) is None:
-            turns = self._links[link] = self._new_turns()
+        turns = self._turns_of(source.name.partition("/")[0] + (" (windows)" if of_spans else ""))
         attached.queue = FetchQueue(
             source,
             device.spans,
@@ -148,6 +150,23 @@ class SpanStore:
         self._attached[device.key.raw] = attached
         self._jobs.add(attached)
         return attached
+
+    def _turns_of(self, link: str) -> Turns:
+        if (turns := self._links.get(link)) is None:
+            turns = self._links[link] = self._new_turns()
+        return turns
+
+    @contextmanager
+    def incoming(self, blob: BlobSource, layer: Descriptor) -> Iterator[IncomingBlob]:
+        """A layer that is about to be downloaded whole, as a source that takes turns with all else."""
+        ranges = self.log.of(str(layer.digest))
+        incoming = IncomingBlob(blob, self._turns_of(blob.name.partition("/")[0]), ranges)
+        self._incoming.add(incoming)
+        try:
+            yield incoming
+        finally:
+            self._incoming.discard(incoming)
+            incoming.turns.forget(incoming)
 
     def is_at_hand(self, device: Device) -> bool:
         """Whether a device need not be brought: :meth:`DeviceCache.is_at_hand`. Blocks; any thread."""
@@ -385,6 +404,8 @@ class SpanStore:
         queues: dict[Turns, list[Queue]] = {turns: [] for turns in self._links.values()}
         for attached in self._attached.values():
             queues[attached.queue.turns].append(attached.queue)
+        for incoming in self._incoming:
+            queues[incoming.turns].append(incoming)
         return {host: turns.report(queues[turns]) for host, turns in self._links.items()}
 
     def close(self) -> None:

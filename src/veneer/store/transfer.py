@@ -40,10 +40,12 @@ class Priority(IntEnum):
 
     DEMAND = 0
     PROFILE = 1
-    READAHEAD = 2
-    COMPLETION = 3
+    #: Parts of layers that are downloaded whole (:mod:`veneer.store.incoming`).
+    STREAM = 2
+    READAHEAD = 3
+    COMPLETION = 4
     #: What is fetched because most of the device seems to be wanted (:mod:`veneer.store.bulk`).
-    BULK = 4
+    BULK = 5
 
 
 class SpanJob:

@@ -28,6 +28,7 @@ LinkReport = Mapping[str, object]
 _SHARES = {
     Priority.DEMAND: 1.0,
     Priority.PROFILE: 0.75,
+    Priority.STREAM: 0.75,
     Priority.READAHEAD: 0.5,
     Priority.COMPLETION: 0.5,
     Priority.BULK: 0.5,

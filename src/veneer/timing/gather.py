@@ -29,6 +29,8 @@ def record_of(
     """
     zero = timing.began
     numbers = {name: number for number, name in enumerate(devices)}
+    # What is downloaded whole has no device yet, and goes by its blob.
+    numbers |= {device.blob: number for number, device in enumerate(devices.values())}
     ranges, reads = log.since(zero, numbers.keys())
 
     def ms(at: float) -> float:

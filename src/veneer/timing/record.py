@@ -85,7 +85,7 @@ class TimedRange:
         plain_offset: in the device.
         plain_length: in the device.
         spans: how many it is for.
-        priority: ``demand``, ``profile``, ``readahead``, ``completion`` or ``bulk``.
+        priority: ``demand``, ``profile``, ``stream``, ``readahead``, ``completion`` or ``bulk``.
         queued: when it was asked for.
         sent: when it left.
         first_byte: None when nothing came.
