@@ -13,7 +13,7 @@ from typing import Self
 from veneer.errors import UsageError
 from veneer.oci.platform import Platform
 
-__all__ = ["BACKENDS", "DEFAULT_MOST_REQUESTS", "REFERRERS", "Settings", "parse_size"]
+__all__ = ["BACKENDS", "DEFAULT_MOST_REQUESTS", "PULLS", "REFERRERS", "Settings", "parse_size"]
 
 #: Ways to mount; ``auto`` takes the best that works.
 BACKENDS = ("auto", "fuse", "erofs-fuse", "erofs-fanotify")
@@ -25,6 +25,9 @@ _MOST_REQUESTS = 64
 
 #: What becomes of sidecars in a registry, which nothing that covers the manifest covers.
 REFERRERS = ("accept", "ignore")
+
+#: When the registry is asked what a tag names: always, or when nothing that it named is here.
+PULLS = ("always", "missing")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -57,6 +60,7 @@ class Settings:
         background_rate: bytes a second that may be fetched for what nobody has asked for; 0 for any number.
         referrers: whether indexes and packs are used that the image's manifest does not name but that refer to
             it; one of :data:`REFERRERS`.
+        pull: when the registry is asked what a tag names; one of :data:`PULLS`. Who starts or mounts says so.
     """
 
     cache_dir: Path
@@ -71,6 +75,7 @@ class Settings:
     most_requests: int = DEFAULT_MOST_REQUESTS
     background_rate: int = 0
     referrers: str = REFERRERS[0]
+    pull: str = PULLS[0]
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Self:

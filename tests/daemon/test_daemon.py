@@ -25,6 +25,7 @@ from veneer.convert.convert import convert
 from veneer.daemon import client, lifecycle, mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.daemon.client import RunRequest
+from veneer.daemon.lifecycle import let_go
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import IntegrityError, MountError, NotFound, UsageError
 from veneer.events import Event, Notice
@@ -149,6 +150,7 @@ def test_one_daemon_serves_all_mounts(workplace: Path, settings: Settings, image
     assert not (workplace / "one").exists(), "made for the mount, gone with it"
     assert not list((settings.run_dir / "mounts").glob("[!.]*"))
     assert not list((settings.cache_dir / "uppers").glob("*"))
+    let_go(settings.run_dir)
     assert not list((settings.cache_dir / "devices").glob("*/mounted"))
 
 

@@ -253,6 +253,18 @@ def test_a_pack_that_this_host_made(workplace: Path, settings: Settings, image: 
         mount(image, workplace / "mnt", settings, workload="../x")
 
 
+def test_a_pack_that_is_made_between_two_starts_is_used(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    mount(image, workplace / "mnt", settings, writable=True)
+    umount(workplace / "mnt", settings)
+    profile = trio.run(start_profile, image, settings)
+    trio.run(make_local_pack, image, profile, settings)
+    mount(image, workplace / "mnt", settings, writable=True)
+    assert the_pack(settings).origin == "local", "what is kept is without it"
+    umount(workplace / "mnt", settings)
+
+
 def test_a_worker_killed_in_the_middle_of_a_packed_start(
     workplace: Path, settings: Settings, image: str
 ) -> None:

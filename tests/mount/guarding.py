@@ -185,7 +185,9 @@ class Guarded:
         metadata = metadata_image(lambda: self.index, digest(os.urandom(16)), 1, self.directory / "cache")
         tail = await tail_file(metadata, _Reader(self.device.data), [0])
         attached: Sequence[AttachedDevice] = [self.device.real]
-        gone = await trio.to_thread.run_sync(mount_guarded, metadata, attached, tail, target, self.superblocks)
+        gone, _ = await trio.to_thread.run_sync(
+            mount_guarded, metadata, attached, tail, target, self.superblocks
+        )
         if settle:
             self.devices.opened(self.device.real)
         return target, gone

@@ -429,7 +429,7 @@ async def test_a_source_that_fails_and_comes_back(tmp_path: Path) -> None:
 async def test_what_fails_after_mounting_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would do it otherwise, and the devices would be held until somebody did."""
 
-    def fail(_mounter: ResidentMounter, _target: Path) -> None:
+    def fail(*_: object) -> None:
         raise MountError("not now")
 
     monkeypatch.setattr(ResidentMounter, "_begin_start", fail)
@@ -444,7 +444,7 @@ async def test_what_fails_after_mounting_is_unmounted(tmp_path: Path, monkeypatc
 async def test_a_mount_that_cannot_be_taken_over_is_still_kept_from_holes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_mounter: ResidentMounter, _target: Path) -> None:
+    def fail(*_: object) -> None:
         raise MountError("not now")
 
     async with rig(tmp_path) as a_rig, a_rig.mounted() as path:

@@ -1,11 +1,17 @@
-"""The options that say how an image is mounted."""
+"""The options that say how an image is found and mounted."""
 
 from dataclasses import replace
 
 from veneer.cli.parser import Parser
-from veneer.settings import BACKENDS, Settings
+from veneer.settings import BACKENDS, PULLS, Settings
 
-__all__ = ["DEFAULT_WORKLOAD", "add_backend_argument", "add_workload_argument", "with_backend"]
+__all__ = [
+    "DEFAULT_WORKLOAD",
+    "add_backend_argument",
+    "add_pull_argument",
+    "add_workload_argument",
+    "with_backend",
+]
 
 #: As in :mod:`veneer.prefetch.profile`, which is not imported for help.
 DEFAULT_WORKLOAD = "default"
@@ -22,6 +28,17 @@ def add_backend_argument(parser: Parser) -> None:
     )
 
 
+def add_pull_argument(parser: Parser) -> None:
+    """Declare ``--pull``."""
+    parser.add_argument(
+        "--pull",
+        choices=PULLS,
+        default=PULLS[0],
+        metavar="WHEN",
+        help="When to ask the registry what a tag names: always, or if that is missing. [default: %(default)s]",
+    )
+
+
 def add_workload_argument(parser: Parser) -> None:
     """Declare ``--workload``."""
     parser.add_argument(
@@ -32,6 +49,6 @@ def add_workload_argument(parser: Parser) -> None:
     )
 
 
-def with_backend(settings: Settings, backend: str | None) -> Settings:
-    """The settings with what the option says, if it was given."""
-    return settings if backend is None else replace(settings, backend=backend)
+def with_backend(settings: Settings, backend: str | None, pull: str = PULLS[0]) -> Settings:
+    """The settings with what the options say."""
+    return replace(settings, backend=settings.backend if backend is None else backend, pull=pull)

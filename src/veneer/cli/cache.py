@@ -47,8 +47,10 @@ def du(invocation: Invocation, _args: CommonArguments) -> int:
 
 def gc(invocation: Invocation, _args: CommonArguments) -> int:
     """Evict what was not used for longest, down to the quota (--cache-quota)."""
+    from veneer.daemon.lifecycle import let_go
     from veneer.store.maintenance import collect
 
+    let_go(invocation.settings.run_dir)
     collected = collect(invocation.settings.cache_dir, invocation.settings.cache_quota)
     text = f"freed {size_text(collected.bytes)}" + _left_alone(collected.mounted)
     invocation.output.result(collected.to_json(), text)
@@ -57,8 +59,10 @@ def gc(invocation: Invocation, _args: CommonArguments) -> int:
 
 def check(invocation: Invocation, _args: CommonArguments) -> int:
     """Verify every cached span again and drop what is damaged; it is fetched again when it is read."""
+    from veneer.daemon.lifecycle import let_go
     from veneer.store.maintenance import check as check_all
 
+    let_go(invocation.settings.run_dir)
     with invocation.output.reporting() as report:
         checked = check_all(invocation.settings.cache_dir, report)
     text = f"{checked.spans} spans, {size_text(checked.bytes)} are right"
@@ -70,8 +74,10 @@ def check(invocation: Invocation, _args: CommonArguments) -> int:
 
 def clear(invocation: Invocation, _args: CommonArguments) -> int:
     """Delete everything that can be fetched again. Writable layers stay."""
+    from veneer.daemon.lifecycle import let_go
     from veneer.store.maintenance import clear as clear_all
 
+    let_go(invocation.settings.run_dir)
     cleared = clear_all(invocation.settings.cache_dir)
     text = f"freed {size_text(cleared.bytes)}: {cleared.removed} layers removed"
     if cleared.emptied:

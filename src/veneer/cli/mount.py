@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from veneer.cli.backend import add_backend_argument, add_workload_argument, with_backend
+from veneer.cli.backend import add_backend_argument, add_pull_argument, add_workload_argument, with_backend
 from veneer.cli.command import Command, CommonArguments, Invocation
 from veneer.cli.parser import Parser, directory
 from veneer.cli.render import size_text
@@ -22,6 +22,7 @@ class Arguments(CommonArguments):
     upper: Path | None
     backend: str | None
     workload: str
+    pull: str
     complete: bool
     foreground: bool
     timing: bool
@@ -42,6 +43,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_backend_argument(parser)
     add_workload_argument(parser)
+    add_pull_argument(parser)
     add(
         "--complete",
         action="store_true",
@@ -71,7 +73,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     timed = args.timing or args.timing_record is not None
     if timed and args.foreground:
         raise UsageError("a mount in the foreground is not timed", hint="use veneer trace show DIRECTORY")
-    settings, output = with_backend(invocation.settings, args.backend), invocation.output
+    settings, output = with_backend(invocation.settings, args.backend, args.pull), invocation.output
     request = MountRequest.create(
         args.image,
         args.directory,

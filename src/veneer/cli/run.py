@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from veneer.cli.backend import add_backend_argument, add_workload_argument, with_backend
+from veneer.cli.backend import add_backend_argument, add_pull_argument, add_workload_argument, with_backend
 from veneer.cli.command import EXIT_STATUS, Command, Invocation
 from veneer.cli.container import ContainerArguments, options_of
 from veneer.cli.parser import Parser, not_directory
@@ -22,6 +22,7 @@ class Arguments(ContainerArguments):
     image: str
     backend: str | None
     workload: str
+    pull: str
     runtime: str | None
     timing: bool
     timing_record: Path | None
@@ -34,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     Arguments.add_container(parser)
     add_backend_argument(parser)
     add_workload_argument(parser)
+    add_pull_argument(parser)
     add = parser.add_argument
     add("--runtime", metavar="NAME", help="OCI runtime; by default runc, then crun.")
     add_timing_arguments(parser, "Say at the end how long what took, and what was fetched.")
@@ -47,7 +49,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     """
     from veneer.daemon.client import RunRequest, run_image
 
-    settings, output = with_backend(invocation.settings, args.backend), invocation.output
+    settings, output = with_backend(invocation.settings, args.backend, args.pull), invocation.output
     timed = args.timing or args.timing_record is not None
     request = RunRequest(args.image, options_of(args), args.runtime, timed, args.workload)
 

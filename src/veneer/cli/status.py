@@ -117,6 +117,8 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
         )
     requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
     lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
+    kept = [tree for tree in daemon["trees"] if tree["idle_s"] is not None]
+    lines += [f"  kept for another start for {tree['idle_s']:.0f} s: {tree['image']}" for tree in kept]
     for links in daemon["links"].values():
         lines += [_describe_link(host, link) for host, link in links.items()]
     return "\n".join(lines)

@@ -5,13 +5,14 @@ Started by :mod:`veneer.daemon.supervisor` only.
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from veneer.cli import status
 from veneer.cli.backend import with_backend
 from veneer.cli.command import CommonArguments
 from veneer.cli.container import options_of
-from veneer.cli.parser import before_dashes
+from veneer.cli.parser import Parser, before_dashes
 from veneer.cli.render import result_text
 from veneer.cli.run import COMMAND, Arguments
 from veneer.daemon.request import RunRequest, ShortRun
@@ -50,10 +51,10 @@ def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | Non
     if _HELP.intersection(before_dashes(words)):
         return None
     try:
-        args = COMMAND.parser("veneer run").parse(words, Arguments())
+        args = _parser().parse(words, Arguments())
         if not _is_plain(args):
             return None
-        settings = with_backend(args.settings(environ), args.backend)
+        settings = with_backend(args.settings(environ), args.backend, args.pull)
         options = options_of(args)
     except UsageError:
         return None
@@ -62,6 +63,12 @@ def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | Non
         return None
     request = RunRequest(args.image, options, args.runtime, workload=args.workload)
     return ShortRun(request, settings, args.report)
+
+
+@cache
+def _parser() -> Parser:
+    """Making it takes longer than everything else here."""
+    return COMMAND.parser("veneer run")
 
 
 def _is_plain(args: Arguments) -> bool:

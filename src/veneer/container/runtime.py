@@ -11,6 +11,8 @@ __all__ = ["RUNTIMES", "delete_container", "find_runtime", "may_be_left"]
 
 #: In the order they are tried. runc first: crun refuses hosts with both versions of cgroups mounted.
 RUNTIMES = ("runc", "crun")
+#: What has been found before, by name and path; those who ask are few. Looking takes some calls a directory.
+_found: dict[tuple[str | None, str], Path] = {}
 #: Killing a container and removing its cgroups takes well under a second.
 DELETE_TIMEOUT_S = 30.0
 #: Where runtimes keep a directory for each container of root's.
@@ -24,8 +26,12 @@ def find_runtime(name: str | None = None, path: str | None = None) -> Path:
 
     ``path`` is to be searched in place of this process's PATH.
     """
+    if path is not None and (known := _found.get((name, path))) is not None and os.access(known, os.X_OK):
+        return known
     for candidate in (name,) if name else RUNTIMES:
         if found := shutil.which(candidate, path=path) or shutil.which(candidate, path=_SYSTEM_PATH):
+            if path is not None:
+                _found[name, path] = Path(found)
             return Path(found)
     if name:
         raise UsageError(

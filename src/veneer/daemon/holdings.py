@@ -6,15 +6,19 @@ image that brought it stays open as long as any of them: its connections are wha
 """
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
-from veneer.events import Notice, Reporter
-from veneer.image import Image, open_image
+from veneer.events import Event, Notice, Reporter
+from veneer.image import Image
+from veneer.image.open import load_image, resolve_image
 from veneer.image.packs import NamedPack
+from veneer.image.unchanged import Mark, can_be_told, mark_of
 from veneer.mount.filetable import FileTable
 from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
@@ -22,9 +26,12 @@ from veneer.settings import Settings
 from veneer.store.attached import AttachedDevice
 from veneer.store.spanstore import SpanStore, open_store
 from veneer.timing import UNTIMED, Timing
-from veneer.transport import Connections
+from veneer.transport import Connections, TransportStats
 
 __all__ = ["Holding", "Holdings"]
+
+#: Times of files are as coarse as the kernel's clock ticks.
+_CLOCK_NS = 50_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +46,7 @@ class Holding:
         packed: its pack, if there is one for the start that it is held for.
         users: mounts and other images that need it.
         unused: set when there are none any more.
+        closed: set when nothing of it is open any more.
         providers: other images whose devices are among ``attached``.
     """
 
@@ -49,7 +57,30 @@ class Holding:
     packed: Packed | None = None
     users: int = 1
     unused: trio.Event = field(default_factory=trio.Event)
+    closed: trio.Event = field(default_factory=trio.Event)
     providers: list["Holding"] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """An image that somebody asked for, once its manifest is known."""
+
+    name: str
+    settings: Settings
+    workload: str | None
+    store: SpanStore
+
+
+class _Telling:
+    """Passes on what is reported, and knows whether there was anything."""
+
+    def __init__(self, report: Reporter) -> None:
+        self.told = False
+        self._report = report
+
+    def __call__(self, event: Event) -> None:
+        self.told = True
+        self._report(event)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,14 +95,22 @@ class Holdings:
 
     Args:
         nursery: owns stores and images.
+
+    Attributes:
+        let_go: ends whatever uses a store and could do without.
+        let_go_soon: the same, for whoever cannot wait.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
+        self.let_go: Callable[[SpanStore], Awaitable[object]] = _nothing
+        self.let_go_soon: Callable[[SpanStore], None] = _nothing_soon
         self._nursery = nursery
         self._opening = trio.Lock()
         self._connections = Connections()
         nursery.start_soon(self._keep_connections)
         self._stores: dict[Path, _Store] = {}
+        #: What was asked for, told and found, as long as that is open.
+        self._opened: dict[_Asked, tuple[Holding, Mark]] = {}
         self._images: dict[tuple[str, Digest | None, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
 
@@ -107,6 +146,10 @@ class Holdings:
             with trio.CancelScope(shield=True):
                 await self._connections.aclose()
 
+    def keep(self, holding: Holding) -> None:
+        """One more user of what is in use."""
+        holding.users += 1
+
     def give_back(self, holding: Holding) -> None:
         """Tell that one user has gone."""
         holding.users -= 1
@@ -126,10 +169,13 @@ class Holdings:
     ) -> None:
         with timing.phase("store"):
             kept = await self._store(settings, report)
+        holding = None
         try:
-            await self._keep_in(kept.store, text, settings, report, pack, timing, opened, task_status)
+            holding = await self._keep_in(kept.store, text, settings, report, pack, timing, opened, task_status)
         finally:
             kept.users -= 1
+            if holding is not None:
+                holding.closed.set()
 
     async def _keep_in(
         self,
@@ -141,34 +187,53 @@ class Holdings:
         timing: Timing,
         opened: Callable[[Image], None],
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
-    ) -> None:
-        async with open_image(
-            text,
-            settings,
-            keeper=store,
-            pack=pack,
-            report=report,
-            timing=timing,
-            connections=self._connections,
-        ) as image:
+    ) -> Holding | None:
+        """Open an image and keep it open; None when it was open already."""
+        async with resolve_image(text, settings, timing, self._connections) as (resolved, stats):
+            workload = pack if isinstance(pack, str) else None
+            asked = _Asked(resolved.name, settings, workload, store)
+            if (holding := await self._unchanged(asked)) is not None:
+                task_status.started((holding, _one_more(holding, stats)))
+                return None
+            telling, began_ns = _Telling(report), time.time_ns()
+            image = await load_image(resolved, settings, stats, telling, pack, timing, store)
             opened(image)
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
-            if (holding := self._images.get(key)) is not None and holding.users:
-                holding.users += 1
-                spent, total = image.transport_stats, holding.image.transport_stats
-                before = total.to_json()
-                total.requests += spent.requests
-                total.bytes_received += spent.bytes_received
-                total.retries += spent.retries
-                task_status.started((holding, before))
-                return
+            holding = self._images.get(key)
+            if holding is not None and holding.users:
+                task_status.started((holding, _one_more(holding, stats)))
+                await self._remember(asked, holding, began_ns, telling)
+                return None
             with timing.phase("attach"):
                 holding = self._images[key] = self._attach(image, store)
             task_status.started((holding, {}))
+            await self._remember(asked, holding, began_ns, telling)
             await holding.unused.wait()
             if self._images[key] is holding:
                 del self._images[key]
             self._detach(holding)
+            self._opened = {one: of for one, of in self._opened.items() if of[0] is not holding}
+            return holding
+
+    async def _unchanged(self, asked: "_Asked") -> Holding | None:
+        """What is open already, and would be opened again in the same way."""
+        holding, mark = self._opened.get(asked, (None, ()))
+        if holding is None or not holding.users or asked.workload is None:
+            return None
+        now = await self._mark(asked, holding)
+        return holding if holding.users and mark == now else None
+
+    async def _remember(self, asked: "_Asked", holding: Holding, began_ns: int, told: "_Telling") -> None:
+        if asked.workload is not None and not told.told and can_be_told(holding.image):
+            mark = await self._mark(asked, holding)
+            # What has been changed meanwhile may have been seen as it was before.
+            if not any(one is not None and one[-1] >= began_ns - _CLOCK_NS for one in mark):
+                self._opened[asked] = holding, mark
+
+    async def _mark(self, asked: "_Asked", holding: Holding) -> Mark:
+        image = holding.image
+        what = image.manifest.digest, image.config.diff_ids, asked.settings, asked.workload or ""
+        return await trio.to_thread.run_sync(mark_of, *what)
 
     def _attach(self, image: Image, store: SpanStore) -> Holding:
         holding = Holding(image, store, (), FileTable(lambda: image.index))
@@ -209,18 +274,18 @@ class Holdings:
 
     async def _store(self, settings: Settings, report: Reporter) -> "_Store":
         """The store of a cache directory, for one more user, who takes one from its ``users`` at the end."""
-        path = await trio.to_thread.run_sync(settings.cache_dir.resolve)
+        path, there = await trio.to_thread.run_sync(_found, settings.cache_dir)
         async with self._opening:
             known = self._stores.get(path)
-            if known is not None and not known.users:
-                there = await trio.to_thread.run_sync(_identity, path)
-                if there != known.identity or not known.fits(settings):
+            if known is not None and (there != known.identity or not known.fits(settings)):
+                await self.let_go(known.store)
+                if not known.users:
                     known.unused.set()
                     await known.closed.wait()
                     del self._stores[path]
                     known = None
             if known is None:
-                known = await self._nursery.start(_keep_store, replace(settings, cache_dir=path))
+                known = await self._nursery.start(self._keep_store, replace(settings, cache_dir=path))
                 self._stores[path] = known
             known.users += 1
         if not known.fits(settings):
@@ -232,6 +297,21 @@ class Holdings:
                 )
             )
         return known
+
+    async def _keep_store(self, settings: Settings, *, task_status: trio.TaskStatus["_Store"]) -> None:
+        async with open_store(settings) as store:
+            identity = await trio.to_thread.run_sync(_identity, settings.cache_dir)
+            opened = _Store(store, settings, identity)
+            loop = trio.lowlevel.current_trio_token()
+
+            def make_room() -> None:
+                with suppress(trio.RunFinishedError):
+                    loop.run_sync_soon(self.let_go_soon, store)
+
+            store.on_futility(make_room)
+            task_status.started(opened)
+            await opened.unused.wait()
+        opened.closed.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -254,13 +334,29 @@ class _Store:
         return (mine.cache_quota, mine.read_deadline_s) == (settings.cache_quota, settings.read_deadline_s)
 
 
-async def _keep_store(settings: Settings, *, task_status: trio.TaskStatus[_Store]) -> None:
-    async with open_store(settings) as store:
-        identity = await trio.to_thread.run_sync(_identity, settings.cache_dir)
-        opened = _Store(store, settings, identity)
-        task_status.started(opened)
-        await opened.unused.wait()
-    opened.closed.set()
+def _one_more(holding: Holding, spent: TransportStats) -> dict[str, int]:
+    """Count a user of an open image, and what finding it took. Returns what was counted before."""
+    holding.users += 1
+    total = holding.image.transport_stats
+    before = total.to_json()
+    total.requests += spent.requests
+    total.bytes_received += spent.bytes_received
+    total.retries += spent.retries
+    return before
+
+
+def _nothing_soon(_store: SpanStore) -> None:
+    """Nothing could do without the store."""
+
+
+async def _nothing(_store: SpanStore) -> None:
+    """Nothing could do without the store."""
+    await trio.lowlevel.checkpoint()
+
+
+def _found(cache_dir: Path) -> tuple[Path, tuple[int, int] | None]:
+    path = cache_dir.resolve()
+    return path, _identity(path)
 
 
 def _identity(cache_dir: Path) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from veneer.daemon.ask import DAEMON_SOCKET, Refused, ask
 from veneer.errors import MountError
 from veneer.mount.state import mount_records
 
-__all__ = ["IDLE_EXIT_S", "become_daemon", "restart_daemon", "restore", "start_daemon", "stop_daemon"]
+__all__ = ["IDLE_EXIT_S", "become_daemon", "let_go", "restart_daemon", "restore", "start_daemon", "stop_daemon"]
 
 #: A daemon that a command started ends after so long without a mount.
 IDLE_EXIT_S = 600
@@ -111,6 +111,12 @@ def restart_daemon(run_dir: Path) -> None:
                     return
             time.sleep(PING_PAUSE_S)
     raise MountError("no other worker took over", hint=f"see {run_dir / 'daemon.log'}")
+
+
+def let_go(run_dir: Path) -> None:
+    """Have the daemon, if there is one, give up what it keeps for later starts and nobody uses."""
+    with contextlib.suppress(MountError, TimeoutError):  # what it does not give up is left alone
+        ask(run_dir, DAEMON_SOCKET, "let_go", timeout_s=STOP_TIMEOUT_S)
 
 
 @contextlib.contextmanager

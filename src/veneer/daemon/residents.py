@@ -4,11 +4,8 @@ A mount's record names everything that is needed to serve it again; with it lies
 pinned to the manifest that was mounted. So a restart needs local copies of manifest and index, and no registry.
 """
 
-import json
 import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,17 +16,19 @@ from veneer.daemon.holdings import Holding, Holdings
 from veneer.daemon.one import Service, subject, write_place_bundle
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.errors import IntegrityError, MountError, VeneerError
+from veneer.daemon.restorable import Restorable, is_there, note_cache, noted_caches, read_state, write_state
+from veneer.daemon.trees import Tree, Trees
+from veneer.errors import MountError, VeneerError
 from veneer.events import Reporter, silent
 from veneer.image import Image
-from veneer.image.packs import NamedPack
-from veneer.mount import kernel
 from veneer.mount.base import Choice
 from veneer.mount.completion import complete_devices
-from veneer.mount.resident import Existing, Guards, ResidentMounter
+from veneer.mount.fsmount import can_clone
+from veneer.mount.resident import Guards, ResidentMounter
 from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.session import mounted
-from veneer.mount.state import MountRecord, mount_records
+from veneer.mount.shared import SharedMounter
+from veneer.mount.state import mount_records
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
 from veneer.timing import Timing
@@ -38,7 +37,6 @@ __all__ = ["Residents"]
 
 log = logging.getLogger(__name__)
 
-_STATE = "resident.json"
 #: How often a mount whose local copies are damaged is tried again; its reads fail meanwhile.
 RETRY_S = 5.0
 #: What a container leaves is a mount to undo, which takes milliseconds, unless something else uses it.
@@ -59,17 +57,21 @@ class Residents:
     def __init__(
         self, run_dir: Path, nursery: trio.Nursery, guards: Guards, watch: MountTableWatch, log_file: Path
     ) -> None:
+        self._busy = 0
+        self._changed = trio.Event()
         self.holdings = Holdings(nursery)
+        self.trees = Trees(nursery, self.holdings, self._count)
+        self.holdings.let_go, self.holdings.let_go_soon = self.trees.let_go, self.trees.let_go_soon
         self._services: set[Service] = set()
         # Of all mounts, from before there is anything in them until they have been cleaned up.
         self._places: set[Place] = set()
+        self._noted: set[Path] = set()
+        self._noting = trio.Lock()
         self._run_dir = run_dir
         self._nursery = nursery
         self._guards = guards
         self._watch = watch
         self._log_file = log_file
-        self._busy = 0
-        self._changed = trio.Event()
 
     async def mount(self, request: MountRequest, choice: Choice, report: Reporter = silent) -> MountInfo:
         """Mount an image. Returns when the mount can be used. Raises VeneerError."""
@@ -93,10 +95,10 @@ class Residents:
             if not record.daemon:
                 continue
             place = Place(self._run_dir, record)
-            found = await trio.to_thread.run_sync(_read_state, place)
+            found = await trio.to_thread.run_sync(read_state, place)
             if found is not None:
                 caches.add(found[0].settings.cache_dir)
-            state = found if found is not None and _is_there(place, found[2]) else None
+            state = found if found is not None and is_there(place, found[2]) else None
             if state is None:
                 log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
                 await trio.to_thread.run_sync(_clean_up, place)
@@ -104,6 +106,7 @@ class Residents:
             request, choice, existing = state
             if not await self._restore(place, request, choice, existing):
                 self._nursery.start_soon(self._keep_restoring, place, request, choice, existing)
+        caches.update(await trio.to_thread.run_sync(noted_caches, self._run_dir))
         for cache_dir in caches:
             # What was unmounted while nobody looked has marks still, and whoever reads it would get errors.
             for pin in (cache_dir / "devices").glob("*/mounted"):
@@ -135,7 +138,7 @@ class Residents:
             while over & self._places:
                 await self.changed()
 
-    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept") -> bool:
+    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: Restorable) -> bool:
         try:
             await self._nursery.start(
                 partial(self._live, request, choice, silent, place=place, existing=existing)
@@ -147,7 +150,7 @@ class Residents:
         return True
 
     async def _keep_restoring(
-        self, place: Place, request: MountRequest, choice: Choice, existing: "_Kept"
+        self, place: Place, request: MountRequest, choice: Choice, existing: Restorable
     ) -> None:
         self._count(1)
         try:
@@ -165,23 +168,40 @@ class Residents:
         report: Reporter,
         *,
         place: Place | None = None,
-        existing: "_Kept | None" = None,
+        existing: Restorable | None = None,
         task_status: trio.TaskStatus[Service],
     ) -> None:
         """One mount from beginning to end. An error before it is there goes to whoever asked for it."""
         self._count(1)
         started, timing = False, Timing()
-        try:
-            if place is None:
-                place = await trio.to_thread.run_sync(partial(Place.claimed, request, daemon=True))
-            holding = None
+
+        async def claimed(claim: Callable[[], Place]) -> None:
+            nonlocal place
+            place = await trio.to_thread.run_sync(claim)
             self._places.add(place)
+
+        try:
+            holding = None
             try:
-                # What is there has to be served as it was made; what is recorded must not go to a pack.
-                pack = existing.pack if existing else None if request.record else request.workload
-                holding, before = await self.holdings.take(
-                    request.image, request.settings, report, pack, timing, partial(self._write_ahead, request)
-                )
+                async with open_nursery() as nursery:
+                    if place is None:
+                        claim = partial(Place.claimed, request, daemon=True)
+                        nursery.start_soon(claimed, claim)
+                    else:
+                        self._places.add(place)
+                    await self.trees.let_go_deleted()
+                    # What is there has to be served as it was made; what is recorded must not go to a pack.
+                    pack = existing.pack if existing else None if request.record else request.workload
+                    holding, before = await self.holdings.take(
+                        request.image,
+                        request.settings,
+                        report,
+                        pack,
+                        timing,
+                        partial(self._write_ahead, request),
+                    )
+                if place is None:
+                    raise AssertionError("a claim that failed has raised")
 
                 def ready(service: Service) -> None:
                     nonlocal started
@@ -192,11 +212,12 @@ class Residents:
                 await self._serve(request, choice, place, holding, before, existing, ready, timing)
             finally:
                 with trio.CancelScope(shield=True):
-                    if started or existing is None:
+                    if place is not None and (started or existing is None):
                         await trio.to_thread.run_sync(_release, place)
                     if holding is not None:
                         self.holdings.give_back(holding)
-                    self._places.discard(place)
+                    if place is not None:
+                        self._places.discard(place)
         except VeneerError as error:
             if not started:
                 raise
@@ -205,7 +226,8 @@ class Residents:
             # A bug met by one mount must not end what serves all others.
             log.exception("bug in the mount of image=%s", request.image)
             if not started:
-                raise MountError(f"internal error: {error!r}", hint="please report this") from error
+                cause = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                raise MountError(f"internal error: {cause!r}", hint="please report this") from error
         finally:
             self._count(-1)
 
@@ -216,11 +238,28 @@ class Residents:
         place: Place,
         holding: Holding,
         before: Mapping[str, int],
-        existing: "_Kept | None",
+        existing: Restorable | None,
         ready: Callable[[Service], None],
         timing: Timing,
     ) -> None:
-        mounter = ResidentMounter(
+        make = partial(self._mounter, request, choice, holding, existing, timing)
+        tree = await self._tree(request, place, holding, existing, make)
+        try:
+            mounter = make() if tree is None else SharedMounter(choice, tree.shared)
+            await self._serve_by(mounter, request, choice, place, holding, before, existing, ready, timing)
+        finally:
+            if tree is not None:
+                self.trees.give_back(tree)
+
+    def _mounter(
+        self,
+        request: MountRequest,
+        choice: Choice,
+        holding: Holding,
+        existing: Restorable | None,
+        timing: Timing,
+    ) -> ResidentMounter:
+        return ResidentMounter(
             self._guards,
             subject(holding.image, holding.store, holding.attached),
             holding.store,
@@ -232,6 +271,44 @@ class Residents:
             packed=holding.packed,
             timing=timing,
         )
+
+    async def _tree(
+        self,
+        request: MountRequest,
+        place: Place,
+        holding: Holding,
+        existing: Restorable | None,
+        make: Callable[[], ResidentMounter],
+    ) -> Tree | None:
+        """The tree that a place shares with others; None for one of its own.
+
+        Whether a place is in use is known only from an overlay on top. What is recorded has to be read anew.
+        """
+        if place.record.upper is None:
+            return None
+        if existing is not None:
+            return self.trees.found(holding, make(), place.tree)
+        if request.record or not can_clone():
+            return None
+        cache_dir = request.settings.cache_dir
+        async with self._noting:
+            if cache_dir not in self._noted:
+                await trio.to_thread.run_sync(note_cache, self._run_dir, cache_dir)
+                self._noted.add(cache_dir)
+        return self.trees.take(holding, make)
+
+    async def _serve_by(
+        self,
+        mounter: ResidentMounter | SharedMounter,
+        request: MountRequest,
+        choice: Choice,
+        place: Place,
+        holding: Holding,
+        before: Mapping[str, int],
+        existing: Restorable | None,
+        ready: Callable[[Service], None],
+        timing: Timing,
+    ) -> None:
         record = place.record
         service = Service(
             place,
@@ -255,7 +332,8 @@ class Residents:
             if existing is None:
                 # Looking up the user may wait for the network longer than mounting takes.
                 nursery.start_soon(write_bundle)
-                await trio.to_thread.run_sync(_write_state, place, request, choice, holding.image, ())
+                noted = mounter.superblocks
+                await trio.to_thread.run_sync(write_state, place, request, choice, holding.image, noted)
                 if not request.record:
                     nursery.start_soon(service.follow_hint, request, there)
             async with mounted(
@@ -265,15 +343,17 @@ class Residents:
                 upper=record.upper,
                 existing=existing is not None,
                 watch=self._watch,
+                superblocks=self._guards.superblocks,
                 timing=timing,
             ) as session:
                 service.session = session
                 service.recorder = mounter.recorder
                 service.packed = mounter.packed.attached if mounter.packed else None
                 if existing is None:
-                    await trio.to_thread.run_sync(
-                        _write_state, place, request, choice, holding.image, mounter.superblocks
-                    )
+                    if mounter.superblocks != noted:
+                        await trio.to_thread.run_sync(
+                            write_state, place, request, choice, holding.image, mounter.superblocks
+                        )
                     await bundled.wait()
                 self._services.add(service)
                 try:
@@ -305,55 +385,6 @@ class Residents:
         self._busy += change
         self._changed.set()
         self._changed = trio.Event()
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept(Existing):
-    """What a record tells of a mount besides its request: which pack the kernel reads, if any."""
-
-    pack: NamedPack | None = None
-
-
-def _write_state(
-    place: Place, request: MountRequest, choice: Choice, image: Image, superblocks: tuple[str, ...]
-) -> None:
-    pinned = replace(image.reference, digest=image.manifest.digest)
-    state = {
-        "request": replace(request, image=str(pinned)).to_json(),
-        "backend": choice.backend,
-        "reason": choice.reason,
-        "superblocks": superblocks,
-        "pack": image.pack and image.pack.named.to_json(),
-    }
-    new = place.directory / f".{_STATE}"
-    new.write_text(json.dumps(state))
-    new.replace(place.directory / _STATE)
-
-
-def _read_state(place: Place) -> tuple[MountRequest, Choice, "_Kept"] | None:
-    """What is needed to serve a mount again; None when it was never finished."""
-    try:
-        state = json.loads((place.directory / _STATE).read_bytes())
-        return (
-            MountRequest.from_json(state["request"]),
-            Choice(state["backend"], state["reason"]),
-            _Kept(tuple(state["superblocks"]), NamedPack.from_json(pack) if (pack := state["pack"]) else None),
-        )
-    except (OSError, ValueError, KeyError, TypeError, IntegrityError) as error:
-        log.warning("no state of id=%s cause=%r", place.record.id, str(error))
-        return None
-
-
-def _is_there(place: Place, existing: Existing) -> bool:
-    """Whether the kernel has the mount still."""
-    if any(entry.ours for entry in kernel.mounts_at(place.tree)):
-        return True
-    listed = os.listdir("/sys/fs/erofs") if existing.superblocks else ()
-    return bool(set(listed).intersection(existing.superblocks)) and _same_boot(place.record)
-
-
-def _same_boot(record: MountRecord) -> bool:
-    return record.process.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _clean_up(place: Place) -> None:

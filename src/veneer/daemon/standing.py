@@ -98,6 +98,7 @@ class Standing:
             "uptime_s": round(time.time() - self._began, 1),
             "log": os.fspath(self._log_file),
             "mounts": len(services),
+            "trees": self.residents.trees.to_json() if self.residents else [],
             "descriptors": len(os.listdir("/proc/self/fd")),
             "descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "memory": sum(_memory(pid) for pid in (os.getpid(), guards and guards.scribe.pid) if pid),

@@ -126,6 +126,7 @@ class Worker:
 
     def _operations(self) -> Mapping[str, Operation]:
         return {
+            "let_go": self._let_go,
             "recorded": self._recorded,
             "timing": self._timing,
             "ended": self._ended,
@@ -169,9 +170,9 @@ class Worker:
             raise MountError("the daemon is being stopped", hint="try again in a moment")
         if self._residents is None:
             return Choice("auto", "the daemon has no fanotify group; see its log")
-        cache_dir = wanted.settings.cache_dir
-        await trio.to_thread.run_sync(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
-        choice = await trio.to_thread.run_sync(choose_for_daemon, wanted.settings.backend, cache_dir)
+        choice = await trio.to_thread.run_sync(
+            choose_for_daemon, wanted.settings.backend, wanted.settings.cache_dir
+        )
         if choice.backend != "erofs-fanotify":
             return choice
         return await self._residents.mount(wanted, choice, Telling(tell))
@@ -223,6 +224,14 @@ class Worker:
                 await service.unmount(lazy=True)
         return {"type": "stopped", "report": report.to_json()}
 
+    async def _let_go(self, _request: dict[str, object]) -> dict[str, object]:
+        """Give up what is kept for the next start, for whoever looks after the cache."""
+        trees = 0
+        if (residents := self._residents) is not None:
+            await residents.settle()
+            trees = await residents.trees.let_go()
+        return {"type": "let_go", "trees": trees}
+
     # Beginning and end
 
     async def _follow_signals(self, nursery: trio.Nursery) -> None:
@@ -239,6 +248,7 @@ class Worker:
     async def _end_when_empty(self, scope: trio.CancelScope) -> None:
         """Serve on whoever still uses a mount: after us, nobody would keep holes from being read."""
         if self._residents is not None:
+            await self._residents.trees.close()
             await self._residents.until_empty()
         scope.cancel()
 
@@ -254,6 +264,8 @@ class Worker:
     async def _hand_over(self) -> NoReturn:
         """End for another worker to go on: everything stays mounted, and who waits gets bytes or waits on."""
         self._stopping = True
+        if self._residents is not None:
+            await self._residents.trees.close()
         if self._guards is not None:
             with trio.move_on_after(DRAIN_S):
                 await self._guards.devices.drain()

@@ -86,7 +86,7 @@ class KeptSidecars:
 
     def find(self, manifest: Digest) -> Sidecar | None:
         """The sidecar of an image, or None."""
-        path = self._note(manifest)
+        path = self.note(manifest)
         try:
             with path.open("rb") as file:
                 sidecar = Sidecar.from_json(parse_json(file.read(_MAX_NOTE + 1), str(path), limit=_MAX_NOTE))
@@ -101,12 +101,12 @@ class KeptSidecars:
 
     def keep(self, manifest: Digest, sidecar: Sidecar) -> None:
         """Note the sidecar of an image, in place of an earlier one. Raises CacheError."""
-        self._write(self._note(manifest), canonical_json(sidecar.to_json()))
+        self._write(self.note(manifest), canonical_json(sidecar.to_json()))
 
     def forget(self, manifest: Digest) -> None:
         """Have no sidecar of an image any more."""
         with suppress(OSError):
-            self._note(manifest).unlink()
+            self.note(manifest).unlink()
 
     def add(self, descriptor: Descriptor, data: bytes) -> None:
         """Put a blob of this host here. Raises CacheError."""
@@ -135,7 +135,8 @@ class KeptSidecars:
             return self._path(descriptor).stat().st_size == descriptor.size
         return False
 
-    def _note(self, manifest: Digest) -> Path:
+    def note(self, manifest: Digest) -> Path:
+        """The file that says which sidecar an image has, if it exists."""
         return self._directory / f"{manifest.algorithm}-{manifest.hex}.json"
 
     def _path(self, descriptor: Descriptor) -> Path:

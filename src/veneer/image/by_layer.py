@@ -17,7 +17,7 @@ from typing import Final
 from veneer.errors import UsageError
 from veneer.oci.digest import Digest
 
-__all__ = ["images_knowing", "note_layers"]
+__all__ = ["images_knowing", "layer_notes", "note_layers"]
 
 _DIRECTORY: Final = "layers"
 #: Images that are remembered for one layer and workload, the latest first.
@@ -49,6 +49,11 @@ def images_knowing(directory: Path, layers: Iterable[Digest], workload: str) -> 
         for image in _read(_path(directory, layer, workload)):
             found[image] = found.get(image, 0) + 1
     return sorted(found, key=found.__getitem__, reverse=True)
+
+
+def layer_notes(directory: Path, layers: Iterable[Digest], workload: str) -> list[Path]:
+    """The files that :func:`images_knowing` reads."""
+    return [_path(directory, layer, workload) for layer in layers]
 
 
 def _path(directory: Path, layer: Digest, workload: str) -> Path:

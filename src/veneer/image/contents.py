@@ -10,6 +10,7 @@ import trio
 
 from veneer.errors import IntegrityError
 from veneer.formats.local import DigestFiles
+from veneer.image.tags import known_tag, note_tag
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.manifest import MAX_MANIFEST_SIZE
@@ -26,7 +27,7 @@ class Contents:
 
     Args:
         repository: where they are.
-        directory: where copies are kept, shared by all repositories.
+        directory: where copies are kept, shared by all repositories; beside it, what tags named.
         background: for what is asked for ahead of its use; None: nothing is.
     """
 
@@ -34,6 +35,7 @@ class Contents:
         self.background = background
         self._repository = repository
         self._local = DigestFiles(directory)
+        self._tags = directory.with_name("tags")
         self._fetching: dict[Digest, trio.Lock] = {}
 
     @property
@@ -44,8 +46,23 @@ class Contents:
     async def named(self, reference: str) -> tuple[bytes, str]:
         """The manifest or index that a tag names now, and its media type. One request."""
         raw = await self._repository.manifest(reference)
-        await self._save(raw.descriptor.digest, raw.data)
+        digest = raw.descriptor.digest
+
+        def keep() -> None:
+            self._local.save(digest, raw.data)
+            note_tag(self._tags, self._repository.name, reference, digest)
+
+        await trio.to_thread.run_sync(keep)
         return raw.data, raw.descriptor.media_type
+
+    async def named_before(self, reference: str) -> bytes | None:
+        """What a tag named when it was last asked for; None if that is not here. No request."""
+
+        def known() -> bytes | None:
+            digest = known_tag(self._tags, self._repository.name, reference)
+            return None if digest is None else self._local.load(digest, MAX_MANIFEST_SIZE)
+
+        return await trio.to_thread.run_sync(known)
 
     async def manifest(self, descriptor: Descriptor, what: str) -> bytes:
         """A manifest or index by its descriptor."""

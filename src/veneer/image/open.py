@@ -49,6 +49,7 @@ __all__ = [
     "ResolvedImage",
     "find_manifest",
     "kept_sidecars",
+    "load_image",
     "open_image",
     "open_repository",
     "resolve_image",
@@ -137,7 +138,9 @@ async def resolve_image(
                     ahead.start_soon(repository.open_ahead)
                 contents = Contents(repository, settings.cache_dir / "blobs", ahead)
                 with timing.phase("resolve"):
-                    manifest = await find_manifest(contents, reference, settings.platform)
+                    manifest = await find_manifest(
+                        contents, reference, settings.platform, ask=settings.pull == "always"
+                    )
                 yield ResolvedImage(reference, contents, manifest), transport.stats
                 nursery.cancel_scope.cancel()
         finally:
@@ -145,11 +148,18 @@ async def resolve_image(
                 await repository.aclose()
 
 
-async def find_manifest(contents: Contents, reference: Reference, platform: Platform) -> Manifest:
-    """Follow a reference through indexes to the manifest of one platform."""
+async def find_manifest(
+    contents: Contents, reference: Reference, platform: Platform, *, ask: bool = True
+) -> Manifest:
+    """Follow a reference through indexes to the manifest of one platform.
+
+    Unless it is to ``ask``, what a tag named last is good enough if that is here.
+    """
     media_type: str | None = None
     if reference.digest is not None:
         data = await contents.pinned(reference.digest)
+    elif not ask and (before := await contents.named_before(reference.reference)) is not None:
+        data = before
     else:
         data, media_type = await contents.named(reference.reference)
     for _ in range(MAX_NESTING):

@@ -51,6 +51,7 @@ __all__ = [
     "find_pack_by_layer",
     "keep_local_pack",
     "local_pack",
+    "local_pack_note",
     "local_packs",
     "open_pack",
     "packs_annotation",
@@ -276,7 +277,7 @@ def check_fits(pack: FoundPack, devices: Sequence[Device]) -> None:
 
 def local_pack(cache_dir: Path, manifest: Digest, workload: str) -> NamedPack | None:
     """The pack of this host for an image. Blocks."""
-    path = _directory(cache_dir, manifest, workload) / _NOTE
+    path = local_pack_note(cache_dir, manifest, workload)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -284,6 +285,11 @@ def local_pack(cache_dir: Path, manifest: Digest, workload: str) -> NamedPack | 
     except OSError as error:
         raise IntegrityError(f"cannot read {path}: {error.strerror}") from error
     return NamedPack.from_json(parse_json(data, str(path), limit=_MAX_ANNOTATION))
+
+
+def local_pack_note(cache_dir: Path, manifest: Digest, workload: str) -> Path:
+    """The file that says which pack of this host there is for an image, if it exists."""
+    return _directory(cache_dir, manifest, workload) / _NOTE
 
 
 def local_packs(cache_dir: Path, manifest: Digest) -> list[NamedPack]:

@@ -29,11 +29,13 @@ class Mounter(Protocol):
 
     Attributes:
         choice: what it is.
-        inodes: number of inodes that it shows.
     """
 
     choice: Choice
-    inodes: int
+
+    @property
+    def inodes(self) -> int:
+        """Number of inodes that it shows."""
 
     @property
     def direct(self) -> Collection[int]:

@@ -33,6 +33,7 @@ from veneer.oci.mediatypes import OCI_LAYER
 __all__ = [
     "check_size",
     "erofs_over",
+    "hold_watched",
     "mount_erofs",
     "mount_watched",
     "nameless",
@@ -79,6 +80,15 @@ def mount_watched(
         except OSError as error:
             raise MountError(f"cannot mount EROFS on {target}: {error.strerror}") from error
     return gone
+
+
+def hold_watched(image: Path, devices: Iterable[Path], superblocks: Superblocks) -> tuple[trio.Event, int]:
+    """The same without a place: the descriptor that is returned keeps the mount. Raises MountError."""
+    with erofs_over(image, devices) as mount:
+        try:
+            return superblocks.watch(mount), os.dup(mount)
+        except OSError as error:
+            raise MountError(f"cannot mount EROFS: {error.strerror}") from error
 
 
 def takes_direct_io(device: Path) -> bool:

@@ -26,7 +26,7 @@ from veneer.erofs.ondisk import BLOCK
 from veneer.erofs.writer import write_erofs
 from veneer.errors import MountError
 from veneer.mount import fanotify
-from veneer.mount.erofs import check_size, erofs_over, mount_watched, nameless, one_file
+from veneer.mount.erofs import check_size, erofs_over, hold_watched, mount_watched, nameless, one_file
 from veneer.mount.guarded import check_guardable
 from veneer.mount.metadata import MetadataImage
 from veneer.mount.superblocks import Superblocks
@@ -55,17 +55,20 @@ def mount_guarded(
     metadata: MetadataImage,
     attached: Sequence[AttachedDevice],
     tail: Path | None,
-    target: Path,
+    target: Path | None,
     superblocks: Superblocks,
-) -> trio.Event:
-    """Mount an image over its devices, all of which are held, and return an event for the end of the mount.
+) -> tuple[trio.Event, int | None]:
+    """Mount an image over its devices, all of which are held.
 
     Args:
         metadata: the image.
         attached: its devices, in order.
         tail: of :func:`~veneer.mount.tail.tail_file`.
-        target: an existing directory.
+        target: an existing directory; None for a mount that is in none.
         superblocks: watches the new file system.
+
+    Returns:
+        An event for the end of the file system, and a descriptor that keeps it if there is no ``target``.
 
     Raises:
         UnsupportedFormat: a device must not be on the disk.
@@ -78,7 +81,9 @@ def mount_guarded(
         devices.append(tail)
     for slot, device in zip(metadata.devices, devices, strict=True):
         check_size(slot, device)
-    return mount_watched(metadata.path, devices, target, superblocks)
+    if target is None:
+        return hold_watched(metadata.path, devices, superblocks)
+    return mount_watched(metadata.path, devices, target, superblocks), None
 
 
 def try_fanotify(cache_dir: Path, group: int | None = None) -> None:

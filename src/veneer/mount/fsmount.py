@@ -1,4 +1,4 @@
-"""The kernel's newer mount interface: fsopen(2), fsconfig(2), fsmount(2) and move_mount(2), through ctypes.
+"""The kernel's newer mount interface: fsopen(2), fsmount(2), open_tree(2) and their kin, through ctypes.
 
 It takes any number of parameters where mount(2) has room for one page of them, says why it refuses, and makes
 mounts that are in no directory. Every function here blocks; an event loop calls them in a thread.
@@ -8,13 +8,15 @@ import ctypes
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-__all__ = ["attach", "unattached"]
+__all__ = ["attach", "can_clone", "clone", "unattached"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 #: System calls of Linux 5.2; from then on numbers are the same on all architectures but alpha.
-_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x1000
 _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _EMPTY_PATH = 4
@@ -43,6 +45,30 @@ def unattached(fstype: str, parameters: Iterable[tuple[str, str | Path | None]] 
 def attach(mount: int, target: Path) -> None:
     """Put a mount on a directory, without following a symbolic link at its end. Raises OSError."""
     _call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, os.fsencode(target), _EMPTY_PATH)
+
+
+@contextmanager
+def clone(mount: int) -> Iterator[int]:
+    """The descriptor of another mount of the same file system, which is in no directory either.
+
+    It goes when the context ends, unless :func:`attach` has put it somewhere. Raises OSError; EINVAL before
+    Linux 6.15, which :func:`can_clone` says beforehand.
+    """
+    copy = _call(_OPEN_TREE, mount, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+@cache
+def can_clone() -> bool:
+    """Whether the kernel clones mounts that are in no directory."""
+    try:
+        with unattached("tmpfs") as mount, clone(mount):
+            return True
+    except OSError:
+        return False
 
 
 def _mount(fstype: str, parameters: Iterable[tuple[str, str | Path | None]]) -> int:

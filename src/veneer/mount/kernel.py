@@ -9,6 +9,7 @@ Every function here blocks; an event loop calls them in a thread.
 import errno
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ = [
     "mount",
     "mount_table",
     "mounts_at",
+    "our_mountpoints",
     "unmount_ours",
 ]
 
@@ -31,6 +33,8 @@ FUSE_TYPE = "fuse.veneer"
 SOURCE = "veneer"
 #: The source of an EROFS mount is the path of its metadata image; those of ours end in this.
 EROFS_SUFFIX = ".veneer-erofs"
+#: Each row of ours has it, in its type or source.
+_NAME = b"veneer"
 
 MS_RDONLY, MS_NOSUID, MS_NODEV = 1, 2, 4
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -62,25 +66,50 @@ class MountEntry:
     @property
     def ours(self) -> bool:
         """Whether this program made the mount."""
-        if self.fstype == "erofs":
-            return self.source.endswith(EROFS_SUFFIX)
-        return self.source == SOURCE and self.fstype in (FUSE_TYPE, "overlay")
+        return _is_ours(self.fstype, self.source)
 
 
 def mount_table() -> list[MountEntry]:
     """All mounts that this process sees, in the order they were made."""
-    out = []
-    for line in _TABLE.read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        mountpoint = Path(os.fsdecode(_unescape(before.split(b" ")[4])))
-        fstype, source = map(os.fsdecode, after.split(b" ")[:2])
-        out.append(MountEntry(mountpoint, fstype, source))
-    return out
+    return [
+        MountEntry(Path(os.fsdecode(_unescape(where))), os.fsdecode(fstype), os.fsdecode(source))
+        for where, fstype, source in _rows()
+    ]
 
 
 def mounts_at(mountpoint: Path) -> list[MountEntry]:
     """What is mounted exactly there, the topmost mount last."""
-    return [entry for entry in mount_table() if entry.mountpoint == mountpoint]
+    wanted = os.fsencode(mountpoint)
+    return [
+        MountEntry(mountpoint, os.fsdecode(fstype), os.fsdecode(source))
+        for where, fstype, source in _rows()
+        if _unescape(where) == wanted
+    ]
+
+
+def our_mountpoints() -> set[bytes]:
+    """Where this program has mounted something. Cheap enough to be asked at every change of the table."""
+    return {
+        _unescape(where)
+        for where, fstype, source in _rows(_NAME)
+        if _is_ours(os.fsdecode(fstype), os.fsdecode(source))
+    }
+
+
+def _rows(having: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Mount point, type and source of each row with this text, the mount point as the kernel escapes it."""
+    for line in _TABLE.read_bytes().splitlines():
+        if having not in line:
+            continue
+        before, _, after = line.partition(b" - ")
+        fstype, source = after.split(b" ", 2)[:2]
+        yield before.split(b" ", 5)[4], fstype, source
+
+
+def _is_ours(fstype: str, source: str) -> bool:
+    if fstype == "erofs":
+        return source.endswith(EROFS_SUFFIX)
+    return source == SOURCE and fstype in (FUSE_TYPE, "overlay")
 
 
 def mount(target: Path, fstype: str, options: bytes, flags: int = 0) -> None:
@@ -132,4 +161,6 @@ def _fusermount(target: Path, *, lazy: bool) -> None:
 
 
 def _unescape(text: bytes) -> bytes:
+    if b"\\" not in text:
+        return text
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)

@@ -22,7 +22,7 @@ from veneer.store.fetch import Priority
 from veneer.store.original import Originals, Piece
 from veneer.store.spanstore import AttachedDevice, SpanStore
 
-__all__ = ["Packed", "follow_start", "originals"]
+__all__ = ["Packed", "follow_next_start", "follow_start", "originals"]
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,19 @@ async def follow_start(
         await _fetch(packed, store)
         guards.consider(packed.attached)
         fetched.set()
+
+
+async def follow_next_start(
+    packed: Packed, guards: GuardedDevices, attached: Sequence[AttachedDevice], setting: Path
+) -> None:
+    """The same for another start from a mount whose pack has been fetched, or is being.
+
+    Whatever the kernel has dropped from its page cache meanwhile would bring its cold neighbours along again.
+    When starts overlap, the first one ends the small read-ahead for all.
+    """
+    fetched = trio.Event()
+    fetched.set()
+    await _end_start(packed, fetched, guards, attached, setting)
 
 
 async def _end_start(

@@ -1,6 +1,7 @@
 """The backend erofs-fanotify as a mounter: devices held, EROFS over them, and what a restart finds of both.
 
-The mount outlives the process that made it. Another one takes it over by holding the same devices again;
+A mounter shows its tree in one place, or is *held* in none, for others to show (:mod:`veneer.mount.shared`).
+What is mounted outlives the process that made it. Another one takes it over by holding the same devices again;
 between the two, the kernel's questions wait in the group that their supervisor keeps open.
 
 Invariant: devices are let go only when the file system over them is gone, however long that takes.
@@ -25,7 +26,7 @@ from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
 from veneer.mount.metadata import MetadataImage, kept_image, metadata_image
-from veneer.mount.packed import Packed, follow_start
+from veneer.mount.packed import Packed, follow_next_start, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
 from veneer.mount.scribe import Scribe
 from veneer.mount.scribe_main import Commission, Pack
@@ -36,7 +37,7 @@ from veneer.source.tasks import open_nursery
 from veneer.store.spanstore import AttachedDevice, SpanStore
 from veneer.timing import UNTIMED, Timing
 
-__all__ = ["Existing", "Guards", "ResidentMounter"]
+__all__ = ["Existing", "Guards", "HeldTree", "ResidentMounter"]
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,30 @@ class ResidentMounter:
     @asynccontextmanager
     async def shown(self, target: Path, gone: Callable[[], None]) -> AsyncIterator[None]:
         """See :class:`~veneer.mount.base.Mounter`. Leaving waits until the last user has left."""
+        async with self._there(target) as shown, open_nursery() as nursery:
+
+            async def follow() -> None:
+                await shown.end()
+                gone()
+
+            nursery.start_soon(follow)
+            shown.handed_over = True
+            yield
+            nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def held(self, found: Path | None = None) -> AsyncIterator["HeldTree"]:
+        """Hold the tree without a place of its own; one that exists already was ``found`` somewhere.
+
+        Leaving lets go of it, and waits until the last user of any place has left. Raises MountError.
+        """
+        async with self._there(found) as shown:
+            shown.handed_over = shown.mount is None
+            yield HeldTree(shown.mount, shown.end, shown.attached, shown.read_ahead)
+
+    @asynccontextmanager
+    async def _there(self, target: Path | None) -> AsyncIterator["_Shown"]:
+        """The tree, mounted on ``target`` or in no directory, and its start followed."""
         async with AsyncExitStack() as stack:
             try:
                 shown = await self._set_up(stack, target)
@@ -155,23 +180,16 @@ class ResidentMounter:
                     # It is mounted, and whoever reads it has to be kept from holes: its devices stay held.
                     self._guards.kept.append(stack.pop_all())
                 raise
-
-            async def follow() -> None:
-                await shown.end()
-                gone()
-
             async with open_nursery() as nursery:
-                nursery.start_soon(follow)
                 if self.packed is not None:
                     devices = self._guards.devices
                     nursery.start_soon(
                         follow_start, self.packed, self._store, devices, shown.attached, shown.read_ahead
                     )
-                shown.handed_over = True
-                yield
+                yield shown
                 nursery.cancel_scope.cancel()
 
-    async def _set_up(self, stack: AsyncExitStack, target: Path) -> "_Shown":
+    async def _set_up(self, stack: AsyncExitStack, target: Path | None) -> "_Shown":
         """Hold the devices and mount, or find the mount; ``stack`` undoes it all."""
         devices, layers = self._guards.devices, self._subject.attached
         opened: list[Callable[[], None]] = []
@@ -203,17 +221,17 @@ class ResidentMounter:
             with self._timing.phase("tail"):
                 tail = await tail_file(metadata, self._store, attached)
             with self._timing.phase("mount"):
-                end = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
+                end, mount = await trio.to_thread.run_sync(self._mount, metadata, attached, tail, target)
         else:
-            end = await trio.to_thread.run_sync(self._find, target)
+            end, mount = await trio.to_thread.run_sync(self._find, target), None
             await self._mend(attached)
-        shown = _Shown(target, end, attached)
+        shown = _Shown(target, mount, end, attached)
         stack.push_async_callback(shown.leave)
-        if self._record:
-            await trio.to_thread.run_sync(stop_read_ahead, target, self.superblocks)
+        if self._record and shown.root is not None:
+            await trio.to_thread.run_sync(stop_read_ahead, shown.root, self.superblocks)
             self.recorder = Recorder(trio.current_time())
             stack.enter_context(devices.recording(attached, self.recorder))
-        shown.read_ahead = await trio.to_thread.run_sync(self._begin_start, target)
+        shown.read_ahead = await trio.to_thread.run_sync(self._begin_start, shown.root, attached)
         for tell in opened:
             tell()
         return shown
@@ -260,12 +278,32 @@ class ResidentMounter:
         self.packed = None
         log.warning("image=%s the pack is not used cause=%r", self._subject.name, error.message)
 
-    def _begin_start(self, target: Path) -> Path | None:
-        """With a pack, have the kernel read nothing ahead for now. Returns where to undo that, if it worked."""
-        if self.packed is None or not self.superblocks:
+    def begin_next_start(self, tree: "HeldTree") -> Callable[[], Awaitable[None]] | None:
+        """Have the kernel read nothing ahead for another start from a tree that is held. Blocks.
+
+        Returns what is to be run after that, if it matters.
+        """
+        packed, setting = self.packed, tree.read_ahead
+        if packed is None or setting is None or all(device.complete for device in tree.attached):
             return None
         try:
-            setting = read_ahead_setting(target, self.superblocks)
+            set_read_ahead(setting, 0)
+        except MountError as error:
+            log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, error.message)
+            return None
+        return partial(follow_next_start, packed, self._guards.devices, tree.attached, setting)
+
+    def _begin_start(self, root: Path | None, attached: Sequence[AttachedDevice]) -> Path | None:
+        """With a pack, have the kernel read nothing ahead for now. Returns where to undo that, if it worked.
+
+        Where every device is complete, what it reads ahead costs nobody anything.
+        """
+        if self.packed is None or root is None or not self.superblocks:
+            return None
+        if self._existing is None and all(device.complete for device in attached):
+            return None
+        try:
+            setting = read_ahead_setting(root, self.superblocks)
             if self._existing is None:
                 set_read_ahead(setting, 0)
         except (MountError, OSError) as error:
@@ -274,16 +312,20 @@ class ResidentMounter:
         return setting
 
     def _mount(
-        self, metadata: MetadataImage, attached: Sequence[AttachedDevice], tail: Path | None, target: Path
-    ) -> _End:
+        self,
+        metadata: MetadataImage,
+        attached: Sequence[AttachedDevice],
+        tail: Path | None,
+        target: Path | None,
+    ) -> tuple[_End, int | None]:
         with _mounting:
             before = _superblocks()
-            end = mount_guarded(metadata, attached, tail, target, self._guards.superblocks)
+            end, mount = mount_guarded(metadata, attached, tail, target, self._guards.superblocks)
             self.superblocks = tuple(sorted(_superblocks() - before))
-        return end.wait
+        return end.wait, mount
 
-    def _find(self, target: Path) -> _End:
-        if any(entry.ours for entry in kernel.mounts_at(target)):
+    def _find(self, target: Path | None) -> _End:
+        if target is not None and any(entry.ours for entry in kernel.mounts_at(target)):
             return self._guards.superblocks.watch(target).wait
         return partial(_vanished, self.superblocks)
 
@@ -312,27 +354,54 @@ async def _vanished(names: Sequence[str]) -> None:
         await trio.sleep(_POLL_S)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldTree:
+    """A tree that is mounted, and whose devices are held.
+
+    Args:
+        mount: descriptor of a mount of it that is in no directory; None for one that was found.
+        end: returns when its file system is gone.
+        attached: the devices it reads.
+        read_ahead: the setting of the kernel's read-ahead, where it matters to a start.
+    """
+
+    mount: int | None
+    end: _End
+    attached: Sequence[AttachedDevice]
+    read_ahead: Path | None
+
+
 @dataclass(slots=True)
 class _Shown:
     """A mount that is there.
 
     Args:
-        target: where.
+        target: where; None if it is, or was found, in no directory.
+        mount: its descriptor, if it is in none.
         end: returns when it is gone.
         attached: the devices it reads.
         read_ahead: the setting of the kernel's read-ahead, where it is to be put back after the start.
         handed_over: whoever asked for it unmounts it.
     """
 
-    target: Path
+    target: Path | None
+    mount: int | None
     end: _End
     attached: Sequence[AttachedDevice]
     read_ahead: Path | None = None
     handed_over: bool = False
 
+    @property
+    def root(self) -> Path | None:
+        """A path of its root."""
+        return self.target if self.mount is None else Path(f"/proc/self/fd/{self.mount}")
+
     async def leave(self) -> None:
         """Wait until it is gone, having unmounted it if nobody else will."""
         with trio.CancelScope(shield=True):
-            if not self.handed_over:
-                await trio.to_thread.run_sync(lambda: kernel.unmount_ours(self.target, lazy=True))
+            if self.mount is not None:
+                # The last mount of it, maybe: the kernel puts its inodes away.
+                await trio.to_thread.run_sync(os.close, self.mount)
+            elif not self.handed_over and (target := self.target) is not None:
+                await trio.to_thread.run_sync(lambda: kernel.unmount_ours(target, lazy=True))
             await self.end()

@@ -18,6 +18,7 @@ from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.base import Mounter
 from veneer.mount.overlay import mount_overlay, prepare_upper
+from veneer.mount.superblocks import Superblocks
 from veneer.mount.upper import Upper, discard
 from veneer.mount.users import users_of
 from veneer.mount.watch import MountTableWatch
@@ -67,10 +68,34 @@ class MountSession:
                 hint="end what uses it, or unmount with --lazy",
             ) from error
 
+    async def _follow_superblock(self, over: trio.Event) -> None:
+        """End the session when the last user of the overlay has left."""
+        await over.wait()
+        # Whoever unmounted it by hand left the private mount below.
+        await self.unmount(lazy=True)
+        self.ended.set()
+
     async def _follow_overlay(self, watch: MountTableWatch) -> None:
         """End the session when somebody unmounts the overlay by hand."""
         await watch.gone(self.mountpoint)
         await self.unmount(lazy=True)
+
+
+def _overlaid(
+    lower: Path, upper: Upper, mountpoint: Path, existing: bool, superblocks: Superblocks | None
+) -> trio.Event | None:
+    """Mount the overlay unless it should be there, and return an event for its end if it is and can be told."""
+    if not existing:
+        prepare_upper(upper, lower)
+        mount_overlay(lower, upper, mountpoint)
+    elif not any(entry.ours and entry.fstype == "overlay" for entry in kernel.mounts_at(mountpoint)):
+        return None
+    if superblocks is None:
+        return None
+    try:
+        return superblocks.watch(mountpoint)
+    except OSError as error:
+        raise MountError(f"cannot watch {mountpoint}: {error.strerror}") from error
 
 
 @asynccontextmanager
@@ -82,6 +107,7 @@ async def mounted(
     upper: Upper | None = None,
     existing: bool = False,
     watch: MountTableWatch | None = None,
+    superblocks: Superblocks | None = None,
     timing: Timing = UNTIMED,
 ) -> AsyncIterator[MountSession]:
     """Show a tree on ``mountpoint``, or on ``lower`` with an overlay of ``upper`` on ``mountpoint``.
@@ -93,6 +119,8 @@ async def mounted(
         upper: what is written; given exactly when ``lower`` is.
         existing: all of it has been mounted by an earlier process, and is only to be followed.
         watch: is being served, for whoever has many mounts.
+        superblocks: notices the end of the overlay, which is that of the session: its lower tree may be in use
+            elsewhere.
         timing: notes the phases.
 
     Raises:
@@ -107,10 +135,12 @@ async def mounted(
             timing.add("show", began, time.monotonic())
             try:
                 if lower is not None and upper is not None:
-                    if not existing:
-                        with timing.phase("overlay"):
-                            await trio.to_thread.run_sync(prepare_upper, upper, lower)
-                            await trio.to_thread.run_sync(mount_overlay, lower, upper, mountpoint)
+                    with timing.phase("overlay"):
+                        over = await trio.to_thread.run_sync(
+                            _overlaid, lower, upper, mountpoint, existing, superblocks
+                        )
+                    if over is not None:
+                        nursery.start_soon(session._follow_superblock, over)
                     if watch is None:
                         watch = MountTableWatch()
                         await nursery.start(watch.serve)

@@ -290,7 +290,7 @@ def _check_owner(run_dir: Path) -> None:
 
 
 def _write(path: Path, record: MountRecord) -> None:
-    path.write_text(json.dumps(record.to_json(), default=os.fspath, indent=1))
+    path.write_text(json.dumps(record.to_json(), default=os.fspath))
 
 
 def _start_of(pid: int) -> int | None:

@@ -1,5 +1,6 @@
 """Noticing that somebody has unmounted something by hand."""
 
+import os
 import select
 from pathlib import Path
 
@@ -44,6 +45,6 @@ class MountTableWatch:
                 changes.poll(0)
 
     def _look(self) -> None:
-        mounted = {entry.mountpoint for entry in kernel.mount_table() if entry.ours}
-        for mountpoint in [path for path in self._waiting if path not in mounted]:
+        mounted = kernel.our_mountpoints()
+        for mountpoint in [path for path in self._waiting if os.fsencode(path) not in mounted]:
             self._waiting.pop(mountpoint).set()

@@ -24,7 +24,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +92,8 @@ class DeviceCache:
         self.directory = directory / "devices"
         self.quota = quota
         self.stats = stats or StoreStats()
+        #: Called, in any thread, when nothing can be evicted that would be enough; must be quick.
+        self.on_futility: Callable[[], None] = _nothing
         #: Why the disk did not take what was written last; None once it does.
         self.refusal: OSError | None = None
         self._rule = rule or IdleRule()
@@ -350,6 +352,12 @@ class DeviceCache:
 
     def _note_futility(self) -> None:
         self._futile_until = self._rule.clock() + int(self._rule.min_idle_ns * _FUTILE_SHARE)
+        self.on_futility()
+
+    def unpin(self, file: DeviceFile) -> None:
+        """The kernel does not read a device any more, so that it may give way to others."""
+        file.unpin()
+        self._futile_until = 0
 
     def _pause(self, what: str, error: OSError) -> None:
         self._paused_until = time.monotonic() + _PAUSE_S
@@ -420,6 +428,10 @@ class DeviceCache:
         for path in self.directory.glob(".trash-*"):
             shutil.rmtree(path, ignore_errors=True)
         sweep_arriving(self.directory)
+
+
+def _nothing() -> None:
+    """Nobody can help."""
 
 
 def _split(rows: Sequence[_Row], excess: int) -> tuple[Sequence[_Row], Sequence[_Row]]:

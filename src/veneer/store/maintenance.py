@@ -39,7 +39,7 @@ __all__ = [
 
 #: Verified copies of manifests, configs, indexes and their sections, and EROFS images made of them: safe to
 #: delete at any time.
-_METADATA = ("blobs", "sections", "layers", "erofs")
+_METADATA = ("blobs", "tags", "sections", "layers", "erofs")
 #: Spans verified between two reports.
 _CHECK_BATCH = 64
 

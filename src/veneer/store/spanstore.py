@@ -315,7 +315,11 @@ class SpanStore:
     def unpin(self, attached: AttachedDevice) -> None:
         """The kernel has given up the file: the superblock is gone."""
         if attached.file is not None:
-            attached.file.unpin()
+            self._cache.unpin(attached.file)
+
+    def on_futility(self, help_out: Callable[[], None]) -> None:
+        """Have somebody called, in any thread, when the quota cannot be kept because too much is mounted."""
+        self._cache.on_futility = help_out
 
     def freeze(self, attached: AttachedDevice) -> Freeze | None:
         """Keep a complete device as it is, for the kernel to read without us. None: it is not complete.

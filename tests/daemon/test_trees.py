@@ -1,0 +1,321 @@
+"""Trees that containers share, kept for the next one: what is spared, and that nothing is in anybody's way."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
+from veneer.container.options import ContainerOptions
+from veneer.daemon import client, lifecycle, mounts
+from veneer.daemon.ask import DAEMON_SOCKET, ask
+from veneer.daemon.client import RunRequest, RunResult
+from veneer.daemon.request import MountRequest
+from veneer.errors import Unavailable
+from veneer.mount.kernel import mounts_at
+from veneer.mount.state import mount_records
+from veneer.settings import Settings
+from veneer.testing.registry import scripted_registry
+from veneer.testing.tars import TarItem
+
+pytestmark = [pytest.mark.root]
+
+STEP = 1 << 20
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """The backend that the daemon serves."""
+    return replace(settings, backend="erofs-fanotify")
+
+
+def mount(image: str, mountpoint: Path, settings: Settings, record: bool = False) -> None:
+    request = MountRequest.create(image, mountpoint, settings, writable=True, record=record)
+    client.mount_image(request)
+
+
+def umount(mountpoint: Path, settings: Settings, *, lazy: bool = False) -> None:
+    mounts.umount(mountpoint, settings.run_dir, lazy=lazy)
+
+
+def run(image: str, settings: Settings, *words: str) -> RunResult:
+    result = client.run_image(RunRequest(image, ContainerOptions(arguments=words)), settings)
+    assert result.exit_code == 0
+    return result
+
+
+def daemon(settings: Settings) -> dict[str, Any]:
+    found = mounts.list_mounts(settings.run_dir).daemon
+    assert found is not None
+    return found
+
+
+def trees(settings: Settings) -> list[dict[str, Any]]:
+    return list(daemon(settings)["trees"])
+
+
+def events(settings: Settings) -> dict[str, int]:
+    return dict(daemon(settings)["events"])
+
+
+def kill_worker(settings: Settings) -> None:
+    """Kill it, and wait for another one."""
+    pid = json.loads((settings.run_dir / "daemon.json").read_bytes())["worker"]
+    process = os.pidfd_open(pid)
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    select.select([process], [], [])
+    os.close(process)
+    eventually(lambda: ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] != pid)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does and tells nobody."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def file_system_of(mountpoint: Path, settings: Settings) -> int:
+    """What the tree of a mount is on."""
+    (lower,) = (one.lower for one in mount_records(settings.run_dir) if one.mountpoint == mountpoint)
+    assert lower is not None
+    return lower.stat().st_dev
+
+
+def read(path: Path, offset: int, length: int = 4096) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def data_files(settings: Settings) -> list[Path]:
+    return list((settings.cache_dir / "devices").glob("*/data"))
+
+
+def pins(settings: Settings) -> list[Path]:
+    return list((settings.cache_dir / "devices").glob("*/mounted"))
+
+
+def test_the_second_start_asks_the_kernel_and_the_registry_for_nothing(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async def main() -> None:
+        (workplace / "repositories/team").mkdir(parents=True)
+        (workplace / "layout").rename(workplace / "repositories/team/app")
+        async with scripted_registry(workplace / "repositories") as registry:
+            name = f"{registry.host}/team/app:lazy"
+            await trio.to_thread.run_sync(run, name, settings)
+            (tree,) = await trio.to_thread.run_sync(trees, settings)
+            assert (tree["users"], tree["places"]) == (0, 1)
+            assert tree["idle_s"] is not None
+            before, asked = await trio.to_thread.run_sync(events, settings), len(registry.requests)
+            result = await trio.to_thread.run_sync(run, name, settings)
+            after = await trio.to_thread.run_sync(events, settings)
+            assert (after["events"], after["held"]) == (before["events"], 1), "all of it was in memory"
+            assert [record.path for record in registry.requests[asked:]] == ["/v2/team/app/manifests/lazy"]
+            assert result.requests == 1
+            (tree,) = await trio.to_thread.run_sync(trees, settings)
+            assert tree["places"] == 2
+            digest = name.replace(":lazy", f"@{result.mount.digest}")
+            asked = len(registry.requests)
+            await trio.to_thread.run_sync(run, digest, settings)
+            assert len(registry.requests) == asked, "a digest needs no question"
+
+    trio.run(main)
+
+
+def test_places_share_one_file_system_and_nothing_else(workplace: Path, settings: Settings, image: str) -> None:
+    one, two = workplace / "one", workplace / "two"
+    mount(image, one, settings)
+    mount(image, two, settings)
+    assert file_system_of(one, settings) == file_system_of(two, settings)
+    (one / "etc/hello").write_bytes(b"other")
+    (one / "etc/passwd").unlink()
+    assert (two / "etc/hello").read_bytes() == b"hello\n"
+    assert (two / "etc/passwd").exists()
+    umount(one, settings)
+    assert [record.mountpoint for record in mount_records(settings.run_dir)] == [two]
+    assert (two / "large").read_bytes() == LARGE
+    umount(two, settings)
+    mount(image, one, settings)
+    assert (one / "etc/hello").read_bytes() == b"hello\n"
+    umount(one, settings)
+
+
+def test_a_place_that_is_detached_while_others_have_the_tree(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    one, two = workplace / "one", workplace / "two"
+    mount(image, one, settings)
+    mount(image, two, settings)
+    with (one / "large").open("rb") as user:
+        umount(one, settings, lazy=True)
+        kinds = [found.record.kind for found in mounts.list_mounts(settings.run_dir).mounts]
+        assert sorted(kinds) == ["detached", "mount"]
+        umount(two, settings)
+        lifecycle.let_go(settings.run_dir)
+        assert os.pread(user.fileno(), 4096, 2 * STEP) == LARGE[2 * STEP :][:4096]
+        (found,) = mounts.list_mounts(settings.run_dir).mounts
+        assert found.record.kind == "detached"
+    eventually(lambda: mount_records(settings.run_dir) == [])
+    assert not list((settings.cache_dir / "uppers").glob("*"))
+
+
+def test_a_worker_killed_with_a_kept_tree_leaves_no_mark(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    run(image, settings, "cat", "/etc/hello")
+    assert len(pins(settings)) == 1
+    kill_worker(settings)
+    for data in data_files(settings):
+        read(data, 0)  # an error if the kernel still asks about it, and nobody knows it
+    assert trees(settings) == []
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/large").read_bytes() == LARGE
+    umount(workplace / "mnt", settings)
+
+
+def test_a_worker_killed_with_a_shared_tree(workplace: Path, settings: Settings, image: str) -> None:
+    one, two, three = (workplace / name for name in ("one", "two", "three"))
+    mount(image, one, settings)
+    mount(image, two, settings)
+    kill_worker(settings)
+    assert read(one / "large", 0) == LARGE[:4096]
+    assert read(two / "large", 2 * STEP) == LARGE[2 * STEP :][:4096]
+    umount(one, settings)
+    assert [record.mountpoint for record in mount_records(settings.run_dir)] == [two]
+    mount(image, three, settings)
+    assert file_system_of(three, settings) != file_system_of(two, settings), "it gets no more places"
+    assert (two / "large").read_bytes() == LARGE
+    umount(two, settings)
+    umount(three, settings)
+    lifecycle.let_go(settings.run_dir)
+    eventually(lambda: events(settings)["held"] == 0)
+    assert pins(settings) == []
+
+
+@pytest.mark.parametrize("how", ["restart", "stop"])
+def test_the_end_of_a_worker_lets_go_of_kept_trees(
+    workplace: Path, settings: Settings, image: str, how: str
+) -> None:
+    run(image, settings, "true")
+    if how == "restart":
+        lifecycle.restart_daemon(settings.run_dir)
+    else:
+        assert lifecycle.stop_daemon(settings.run_dir)
+    assert pins(settings) == []
+    run(image, settings, "true")
+
+
+def test_looking_after_the_cache_ends_what_is_kept(workplace: Path, settings: Settings, image: str) -> None:
+    run(image, settings, "true")
+    environ = os.environ | {
+        "VENEER_CACHE_DIR": str(settings.cache_dir),
+        "VENEER_RUN_DIR": str(settings.run_dir),
+    }
+    subprocess.run([sys.executable, "-m", "veneer", "cache", "clear"], env=environ, check=True)
+    assert data_files(settings) == []
+    run(image, settings, "cat", "/etc/hello")
+
+
+def test_a_cache_that_is_deleted_is_not_filled_any_more(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    for deleted in (settings.cache_dir, settings.cache_dir / "devices"):
+        run(image, settings, "cat", "/etc/hello")
+        shutil.rmtree(deleted)
+        run(image, settings, "cat", "/etc/hello")
+        assert data_files(settings), "a tree over deleted files would go on filling those"
+
+
+def test_another_quota_ends_what_is_kept(workplace: Path, settings: Settings, image: str) -> None:
+    run(image, settings, "true")
+    mount(image, workplace / "mnt", replace(settings, cache_quota=1 << 29))
+    (tree,) = trees(settings)
+    assert tree["places"] == 1
+    umount(workplace / "mnt", settings)
+
+
+def test_what_is_kept_gives_way_to_what_is_read(workplace: Path, settings: Settings) -> None:
+    """Devices that were read lately are not evicted from under a mount: it has to go first."""
+    names: list[str] = []
+
+    async def make() -> None:
+        for number in range(2):
+            (workplace / f"image{number}").mkdir()
+            layer = busybox_layer(TarItem(b"large", content=bytes([number]) + LARGE))
+            names.append(await lazy_image(workplace / f"image{number}", settings_in(workplace), [layer]))
+
+    trio.run(make)
+    small = replace(settings, cache_quota=9_000_000)
+    mount(names[0], workplace / "mnt", small)
+    assert (workplace / "mnt/large").read_bytes() == bytes([0]) + LARGE
+    umount(workplace / "mnt", small)
+    assert len(trees(small)) == 1
+    mount(names[1], workplace / "mnt", small)
+    assert (workplace / "mnt/large").read_bytes() == bytes([1]) + LARGE
+    (tree,) = trees(small)
+    assert tree["users"] == 1
+    assert len(pins(small)) == 1
+    umount(workplace / "mnt", small)
+
+
+def test_a_tag_that_has_moved(workplace: Path, settings: Settings) -> None:
+    (workplace / "image").mkdir()
+
+    async def publish(text: bytes) -> str:
+        layer = busybox_layer(TarItem(b"etc/hello", content=text))
+        return await lazy_image(workplace / "image", settings_in(workplace), [layer])
+
+    for text in (b"first\n", b"second\n"):
+        name = trio.run(publish, text)
+        mount(name, workplace / "mnt", settings)
+        assert (workplace / "mnt/etc/hello").read_bytes() == text
+        umount(workplace / "mnt", settings)
+    assert len(trees(settings)) == 2
+
+
+def test_what_is_recorded_has_a_tree_of_its_own(workplace: Path, settings: Settings, image: str) -> None:
+    mount(image, workplace / "mnt", settings)
+    assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
+    mount(image, workplace / "recorded", settings, record=True)
+    assert file_system_of(workplace / "recorded", settings) != file_system_of(workplace / "mnt", settings)
+    umount(workplace / "recorded", settings)
+    umount(workplace / "mnt", settings)
+    assert not mounts_at(workplace / "mnt")
+
+
+def test_with_pull_missing_a_tag_that_is_known_is_not_asked_for(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    async def main() -> None:
+        (workplace / "repositories/team").mkdir(parents=True)
+        (workplace / "layout").rename(workplace / "repositories/team/app")
+        content = replace(settings, pull="missing")
+        async with scripted_registry(workplace / "repositories") as registry:
+            name = f"{registry.host}/team/app:lazy"
+            await trio.to_thread.run_sync(run, name, content)
+            asked = [record.path for record in registry.requests]
+            assert "/v2/team/app/manifests/lazy" in asked, "it was missing"
+        # There is no registry any more.
+        assert (await trio.to_thread.run_sync(run, name, content)).requests == 0
+        lifecycle.let_go(settings.run_dir)
+        assert (await trio.to_thread.run_sync(run, name, content)).requests == 0
+        with pytest.raises(Unavailable):
+            await trio.to_thread.run_sync(run, name, replace(settings, read_deadline_s=0.5))
+
+    trio.run(main)
