@@ -161,6 +161,13 @@ class UnsupportedFormat(VeneerError):
 
     exit_code = 22
 
+    @classmethod
+    def of_version(cls, what: str, found: int, known: int) -> "UnsupportedFormat":
+        """What conversion made, in version ``found`` of a format that is read in version ``known``."""
+        older = "convert the image again with this version of veneer"
+        hint = older if found < known else "a newer veneer may read it"
+        return cls(f"{what}: version {found} of the format", hint=hint)
+
 
 class DecryptionError(VeneerError):
     """No key fits, or an authentication tag is wrong."""

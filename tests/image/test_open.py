@@ -287,6 +287,28 @@ async def test_malformed_annotations_are_refused_and_nothing_else_is_tried(
     assert not registry.asked("GET", "/referrers/")
 
 
+@pytest.mark.parametrize(
+    ("version", "hint"),
+    [(0, "convert the image again with this version of veneer"), (2, "a newer veneer may read it")],
+)
+async def test_an_index_of_another_version_says_what_to_do(
+    version: int, hint: str, registry: ScriptedRegistry, app: Layout, settings: Settings
+) -> None:
+    named = json.loads(app.manifest("v1")["annotations"][INDEX_KEY])
+    data = app.file(named["digest"]).read_bytes()
+    annotations = {
+        "named": named | {"mediaType": f"application/vnd.veneer.index.v{version}"},
+        "inside": app.store(named["mediaType"], data[:8] + bytes([version]) + data[9:])
+        | {"annotations": named["annotations"]},
+    }
+    for tag, annotation in annotations.items():
+        app.change("v1", tag, annotations={INDEX_KEY: json.dumps(annotation)})
+        with pytest.raises(UnsupportedFormat, match=f"version {version} of the format") as caught:
+            async with open_image(f"{registry.host}/app:{tag}", settings):
+                pass
+        assert caught.value.hint == hint
+
+
 async def test_a_damaged_index_is_refused(registry: ScriptedRegistry, app: Layout, settings: Settings) -> None:
     index = json.loads(app.manifest("v1")["annotations"][INDEX_KEY])
     data = app.file(index["digest"]).read_bytes()

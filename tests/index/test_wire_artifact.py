@@ -116,6 +116,13 @@ def test_what_only_newer_readers_know_is_unsupported(
         parse_header(patched(packed, offset, value))
 
 
+@pytest.mark.parametrize(("version", "hint"), [(0, "convert the image again"), (2, "a newer veneer")])
+def test_an_index_of_another_version_says_what_to_do(packed: bytes, version: int, hint: str) -> None:
+    with pytest.raises(UnsupportedFormat, match=f"version {version} of the format") as caught:
+        parse_header(patched(packed, 8, bytes([version, 0])))
+    assert hint in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize(
     ("offset", "value"),
     [

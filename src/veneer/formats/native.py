@@ -49,6 +49,8 @@ ANNOTATION_HEADER = "dev.veneer.index.header"
 MAX_INDEX_SIZE = 128 << 20
 #: A descriptor with a few annotations.
 _MAX_ANNOTATION = 4 << 10
+#: Of the version in a media type.
+_MAX_DIGITS = 6
 #: Artifacts that are looked at: anybody who may push to the repository can add more.
 _MAX_REFERRERS = 8
 #: How long a sidecar that was found is used before it is looked whether there is a better one.
@@ -211,6 +213,10 @@ def _annotated(text: str) -> Descriptor:
         raise IntegrityError(f"{what} has {len(text)} characters")
     descriptor = Descriptor.from_json(parse_json(text.encode(), what, limit=_MAX_ANNOTATION), what)
     if descriptor.media_type != VENEER_INDEX:
+        kind, _, version = descriptor.media_type.rpartition(".v")
+        known_kind, _, known = VENEER_INDEX.rpartition(".v")
+        if kind == known_kind and version.isdecimal() and len(version) <= _MAX_DIGITS:
+            raise UnsupportedFormat.of_version(f"{what} names an index", int(version), int(known))
         raise UnsupportedFormat(
             f"{what} names an index of type {descriptor.media_type!r}",
             hint=f"this version reads {VENEER_INDEX}; a newer one may have made it",

@@ -167,7 +167,7 @@ def parse_header(data: bytes) -> IndexHeader:
     if magic != _MAGIC:
         raise UnsupportedFormat("index header: this is not a veneer index")
     if version != _VERSION:
-        raise UnsupportedFormat(f"index header: version {version} of the format", hint=_NEWER)
+        raise UnsupportedFormat.of_version("index header", version, _VERSION)
     if unknown := required & ~_KNOWN_FEATURES:
         raise UnsupportedFormat(f"index header: unknown features {unknown:#x} are required", hint=_NEWER)
     if count > MAX_LAYERS or length != header_length(count) or any(reserved):

@@ -149,7 +149,7 @@ def decode_pack_index(data: bytes, blob: Descriptor) -> PackIndex:
         raise UnsupportedFormat(f"{what}: this is not a veneer pack index")
     _, version, length = _HEADER.unpack_from(data)
     if version != _VERSION:
-        raise UnsupportedFormat(f"{what}: version {version} of the format", hint="a newer veneer may read it")
+        raise UnsupportedFormat.of_version(what, version, _VERSION)
     if length > _MAX_PLAIN:
         raise IntegrityError(f"{what}: {length} plain bytes, more than {_MAX_PLAIN}")
     fields = Fields(decode_zstd(memoryview(data)[_HEADER.size :], length, what), _FIELDS, what)
