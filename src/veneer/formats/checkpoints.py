@@ -12,8 +12,6 @@ Not for: indexes that somebody publishes, whose checkpoints are windows of spans
 
 import hashlib
 import logging
-import os
-import tempfile
 from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from itertools import accumulate, pairwise
@@ -24,6 +22,7 @@ import zstandard
 
 from veneer.codec.deflate import Checkpoint
 from veneer.errors import IntegrityError
+from veneer.formats.local import replace_file
 from veneer.index.model import WINDOW_SIZE
 from veneer.index.wire_columns import Fields, ascending_column, pack, unsigned_column
 from veneer.index.wire_frame import decode_zstd
@@ -142,18 +141,11 @@ class CheckpointFiles:
 
     def save(self, layer: Descriptor, table: CheckpointTable) -> None:
         """Keep those of a layer; a disk that does not take them costs only them."""
-        path, temporary = self._path(layer), ""
+        path = self._path(layer)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-            with open(handle, "wb") as file:
-                file.write(table.encode())
-            os.replace(temporary, path)
+            replace_file(path, table.encode())
         except OSError as error:
             _log.warning("cannot keep %s: %s", path, error)
-            if temporary:
-                with suppress(OSError):
-                    os.unlink(temporary)
 
     def _path(self, layer: Descriptor) -> Path:
         return self._directory / f"{layer.digest.algorithm}-{layer.digest.hex}"

@@ -9,13 +9,13 @@ deciding whether a sidecar is believed.
 
 import logging
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from veneer.errors import CacheError, IntegrityError
+from veneer.formats.local import replace_file
 from veneer.oci.canonical import Json, canonical_json, parse_json
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -143,17 +143,9 @@ class KeptSidecars:
         return self._directory / "blobs" / descriptor.digest.algorithm / descriptor.digest.hex
 
     def _write(self, path: Path, data: bytes) -> None:
-        temporary = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-            with open(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
+            replace_file(path, data)
         except OSError as error:
-            if temporary:
-                with suppress(OSError):
-                    os.unlink(temporary)
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> CacheError:

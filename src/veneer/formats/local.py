@@ -15,9 +15,23 @@ from pathlib import Path
 from veneer.errors import IntegrityError
 from veneer.oci.digest import Digest
 
-__all__ = ["DigestFiles"]
+__all__ = ["DigestFiles", "replace_file"]
 
 _log = logging.getLogger(__name__)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file in the place of another one, or of none, at once and whole. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 class DigestFiles:
@@ -55,18 +69,10 @@ class DigestFiles:
         with contextlib.suppress(OSError):
             if path.stat().st_size == len(data):
                 return
-        temporary = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-            with open(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
+            replace_file(path, data)
         except OSError as error:
             _log.warning("cannot keep %s: %s", path, error)
-            if temporary:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
 
     def any(self) -> bool:
         """Whether there is a directory at all: a hint that something is kept here."""

@@ -16,7 +16,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import tempfile
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +27,7 @@ import trio
 import zstandard
 
 from veneer.errors import CacheError, IntegrityError, UsageError
+from veneer.formats.local import replace_file
 from veneer.index.model import Codec, Device, LayerIndex, LayerTree, SpanTable
 from veneer.index.wire import MAX_PLAIN_SIZE, decode_tree, encode_tree
 from veneer.index.wire_columns import Fields, pack, unsigned_column
@@ -151,17 +151,9 @@ class LayerRecords:
 
     def save(self, record: LayerRecord) -> None:
         """Keep a record. Blocks; raises CacheError."""
-        path, temporary = self._path(record.device.blob), ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-            with open(handle, "wb") as file:
-                file.write(_encode(record))
-            os.replace(temporary, path)
+            replace_file(self._path(record.device.blob), _encode(record))
         except OSError as error:
-            if temporary:
-                with suppress(OSError):
-                    os.unlink(temporary)
             raise self._refused(error) from error
 
     @asynccontextmanager

@@ -7,14 +7,12 @@ much is kept. Everything here blocks.
 Not for: belief. Whoever is named may be gone, or know less than it did.
 """
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from veneer.errors import UsageError
+from veneer.formats.local import replace_file
 from veneer.oci.digest import Digest
 
 __all__ = ["images_knowing", "layer_notes", "note_layers"]
@@ -30,16 +28,7 @@ def note_layers(directory: Path, layers: Iterable[Digest], workload: str, image:
     for layer in layers:
         path = _path(directory, layer, workload)
         images = [image, *(one for one in _read(path) if one != image)][:_MOST_IMAGES]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        try:
-            with open(handle, "w", encoding="ascii") as file:
-                file.writelines(f"{one}\n" for one in images)
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        replace_file(path, "".join(f"{one}\n" for one in images).encode("ascii"))
 
 
 def images_knowing(directory: Path, layers: Iterable[Digest], workload: str) -> list[Digest]:

@@ -4,10 +4,7 @@ Kept in ``cache_dir/profiles/MANIFEST DIGEST/WORKLOAD.json``, and found by layer
 They cannot be fetched again, so ``veneer cache clear`` leaves them alone. Everything here blocks.
 """
 
-import contextlib
-import os
 import stat
-import tempfile
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.errors import CacheError, IntegrityError, NotFound, UnsupportedFormat
+from veneer.formats.local import replace_file
 from veneer.image.by_layer import note_layers
 from veneer.index.model import Extent, ImageIndex
 from veneer.oci.digest import Digest
@@ -66,18 +64,10 @@ def kept_profile(cache_dir: Path, image: Digest, workload: str) -> Profile:
 def keep_profile(cache_dir: Path, image: Digest, profile: Profile) -> Path:
     """Put a profile in the place of the one of the same workload, at once. Raises CacheError."""
     path = _directory(cache_dir, image) / f"{profile.workload}{_SUFFIX}"
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        with open(handle, "wb") as file:
-            file.write(profile.to_json())
-        os.replace(temporary, path)
+        replace_file(path, profile.to_json())
         note_layers(cache_dir / "profiles", profile.layers, profile.workload, image)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise CacheError(f"cannot keep the profile {path}: {error.strerror}") from error
     return path
 
