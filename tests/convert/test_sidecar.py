@@ -182,6 +182,17 @@ async def test_a_damaged_sidecar_of_this_host_is_an_error(
         with pytest.raises(IntegrityError, match="expected sha256"):
             async with open_image(reference, settings):
                 pass
+    # What is not whole is not there.
+    (note,) = (settings.cache_dir / "sidecars").glob("sha256-*")
+    whole = {index: data, note: note.read_bytes()}
+    for path in whole:
+        path.write_bytes(whole[path][:-1])
+        with pytest.raises(UnsupportedFormat, match="has no index"):
+            async with open_image(reference, settings):
+                pass
+        path.write_bytes(whole[path])
+    async with open_image(reference, settings) as image:
+        assert image.index_origin == "local"
 
 
 async def test_what_was_found_is_remembered_and_can_be_refused(
@@ -298,6 +309,19 @@ async def test_a_damaged_index_is_not_used(
         async with open_image(reference, elsewhere, report=events.append):
             pass
     assert any("is not used" in event.message for event in events if isinstance(event, Notice))
+
+
+async def test_a_damaged_artifact_is_left_out(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    """Whoever may push can add one: it must not make an image worse than it is without."""
+    reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True)
+    rule = registry.faults.add(FlipBit(20), method="GET", path=f"/manifests/{made.artifact}", count=None)
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(reference, elsewhere):
+            pass
+    assert rule.hits
 
 
 async def test_damaged_windows_are_an_error_never_wrong_bytes(

@@ -130,10 +130,12 @@ def some_index() -> PackIndex:
         (Place(LAYERS[0], 512, 1000, 512), Place(LAYERS[0], 4096, 512, 0)),
         (Place(LAYERS[0], 512, 1024, 0), Place(LAYERS[0], 1536, 512, 1024)),
         (Place(LAYERS[0], 512, 1536, 0), Place(LAYERS[0], 4096, 0, 1536)),
+        (Place(LAYERS[0], 512, 1536, 0), Place(LAYERS[0], 4096, 512, 1024)),
+        (Place(LAYERS[0], 512, 512, 0), Place(LAYERS[0], 4096, 512, 1024)),
     ],
 )
 def test_places_that_are_no_pack(places: tuple[Place, ...]) -> None:
-    """None, too few, overlapping here or there, out of order, half blocks, in two where one would do, empty."""
+    """None, too few, overlapping, out of order, half blocks, in two where one would do, empty, with gaps."""
     encode_pack_index(some_index())
     with pytest.raises(IntegrityError):
         encode_pack_index(PackIndex(some_index().device, places))
