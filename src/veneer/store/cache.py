@@ -12,7 +12,8 @@ Layout: ``devices/<key>/`` (:mod:`veneer.store.devicefile`), ``devices/.ledger``
 ``devices/.collect`` (lock of whoever evicts), ``devices/.trash-*`` (devices being deleted),
 ``devices/.arriving-*`` (devices that are not whole yet: :mod:`veneer.store.intake`).
 
-Not here: which spans of a mounted device may go (:mod:`veneer.store.owned`).
+Not here: which spans go (:mod:`veneer.store.eviction`), and which ones of a mounted device may
+(:mod:`veneer.store.owned`).
 """
 
 import errno
@@ -23,15 +24,14 @@ import secrets
 import shutil
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from veneer.errors import CacheError
 from veneer.index.model import Device
-from veneer.store.devicefile import DeviceFile, Fill, Verified
+from veneer.store.devicefile import DeviceFile, Evicted, Fill, Verified
+from veneer.store.eviction import evict_oldest
 from veneer.store.intake import Intake, arriving_bytes, sweep_arriving
 from veneer.store.ledger import Ledger
 from veneer.store.owned import BeforePunch, IdleRule
@@ -54,18 +54,6 @@ _FULL_DISK_SHARE = 1 / 8
 #: After an eviction that did not free what was wanted, the next one waits for this part of the time after which
 #: spans of mounted devices count as idle: looking at all spans again for every write would find the same.
 _FUTILE_SHARE = 1 / 12
-#: Spans evicted under one hold of a device's lock: about a millisecond.
-_EVICT_BATCH = 128
-
-
-class _Row(NamedTuple):
-    """A span that may be evicted; the least recently used sorts first."""
-
-    used: int
-    path: Path
-    number: int
-    length: int
-    later: bool
 
 
 class DeviceCache:
@@ -247,7 +235,7 @@ class DeviceCache:
             total = self.count()
             if self._ledger is not None:
                 self._ledger.reset(total)
-            freed = self._evict_oldest(total - target) if total > target else 0
+            freed = evict_oldest(self, total - target, self._note_eviction) if total > target else 0
             self._remove_empty()
         return freed
 
@@ -375,43 +363,9 @@ class DeviceCache:
         finally:
             os.close(fd)
 
-    def _evict_oldest(self, excess: int) -> int:
-        rows: list[_Row] = []
-        for path in self.paths():
-            try:
-                with self.visit(path) as file:
-                    later = file.unwatched
-                    rows.extend(
-                        _Row(used, path, number, length, later) for number, used, length in file.evictable()
-                    )
-            except MapMismatch:
-                self.remove(path)
-            except OSError as error:
-                _log.warning("cannot look into %s: %s", path, error)
-        rows.sort()
-        victims, rest = _split(rows, excess)
-        freed = self._evict_rows(victims)
-        if freed < excess:
-            # Complete devices that are mounted begin to be watched now, and are evicted from later. Until then
-            # others have to give way, if there are any.
-            victims, _ = _split([row for row in rest if not row.later], excess - freed)
-            freed += self._evict_rows(victims)
-        return freed
-
-    def _evict_rows(self, rows: Iterable["_Row"]) -> int:
-        numbers_of: defaultdict[Path, list[int]] = defaultdict(list)
-        for row in rows:
-            numbers_of[row.path].append(row.number)
-        freed = 0
-        for path, numbers in numbers_of.items():
-            with suppress(FileNotFoundError, MapMismatch), self.visit(path) as file:
-                for first in range(0, len(numbers), _EVICT_BATCH):
-                    batch = numbers[first : first + _EVICT_BATCH]
-                    evicted = file.evict(batch)
-                    self._release(evicted.freed)
-                    self.stats.evicted += evicted.spans
-                    freed += evicted.freed
-        return freed
+    def _note_eviction(self, evicted: Evicted) -> None:
+        self._release(evicted.freed)
+        self.stats.evicted += evicted.spans
 
     def _remove_empty(self) -> None:
         for path in self.paths():
@@ -432,13 +386,3 @@ class DeviceCache:
 
 def _nothing() -> None:
     """Nobody can help."""
-
-
-def _split(rows: Sequence[_Row], excess: int) -> tuple[Sequence[_Row], Sequence[_Row]]:
-    """The first rows that hold ``excess`` bytes together, and the others."""
-    planned = 0
-    for i, row in enumerate(rows):
-        if planned >= excess:
-            return rows[:i], rows[i:]
-        planned += row.length
-    return rows, ()

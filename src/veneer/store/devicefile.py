@@ -36,7 +36,7 @@ from veneer.store.pair import checked, is_at, open_pair
 from veneer.store.pin import Freeze, frozen_at, is_pinned_for_good, pin_at
 from veneer.store.presence import PRESENT, SUSPECT, Layout, PresenceMap
 
-__all__ = ["DeviceFile", "Fill", "Verified"]
+__all__ = ["DeviceFile", "Evicted", "Fill", "Verified"]
 
 _log = logging.getLogger(__name__)
 
