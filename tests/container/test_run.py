@@ -16,6 +16,7 @@ import trio
 
 from veneer.container.bundle import write_image_bundle
 from veneer.container.options import ContainerOptions, Volume
+from veneer.container.run import FORWARDED, ContainerRun
 from veneer.container.runtime import find_runtime
 from veneer.daemon.client import RunRequest, RunResult, mount_image, run_image
 from veneer.daemon.mounts import list_mounts, umount
@@ -83,12 +84,13 @@ async def running(
     async with process.stdin, process.stdout:
         try:
             yield process, process.stdout
-            await process.wait()
+            with trio.fail_after(60):
+                await process.wait()
             # Whoever asks sees it gone; files may be there for a moment longer.
             await trio.to_thread.run_sync(list_mounts, settings.run_dir)
         finally:
             if process.poll() is None:
-                process.terminate()
+                process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
 
@@ -207,6 +209,26 @@ async def test_a_command_that_ignores_signals_is_killed_when_asked_often(
         process.send_signal(signal.SIGINT)
     assert process.returncode == 128 + signal.SIGKILL
     assert not left(workplace)
+
+
+def test_signals_are_ours_again_when_the_container_has_ended() -> None:
+    before = [signal.getsignal(number) for number in FORWARDED]
+    run = ContainerRun("/bin/true", interactive=False, terminal=False, watch_output=False)
+    assert run.run("name", "/bundle").exit_code == 0
+    assert [signal.getsignal(number) for number in FORWARDED] == before
+
+
+def test_all_of_the_output_comes_where_its_first_byte_is_timed(tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text("#!/bin/sh\nhead -c 300000 /dev/zero\n")
+    runtime.chmod(0o755)
+    program = (
+        "import sys\nfrom veneer.container.run import ContainerRun\n"
+        "run = ContainerRun(sys.argv[1], interactive=False, terminal=False, watch_output=True)\n"
+        "assert run.run('name', '/bundle').first_output is not None"
+    )
+    done = subprocess.run([sys.executable, "-c", program, runtime], stdout=subprocess.PIPE, check=True)
+    assert done.stdout == bytes(300_000)
 
 
 async def test_after_kill_9_of_the_command_the_container_ends(

@@ -354,6 +354,29 @@ def test_a_container_that_goes_on_after_kill_9_of_its_command_is_ended(
     lifecycle.stop_daemon(settings.run_dir)
 
 
+def test_a_root_that_somebody_else_looks_at_goes_with_the_last_look(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    command = quick_run(image, settings, "echo up; read x", "-i")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(settings)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        (record,) = mount_records(settings.run_dir)
+        with (record.mountpoint / "etc/hello").open("rb", buffering=0) as looking:
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+            assert process.wait() == 0
+            eventually(lambda: [left.kind for left in mount_records(settings.run_dir)] == ["detached"])
+            assert not mounts_at(record.mountpoint)
+            assert looking.read() == b"hello\n"
+    nothing_mounted(settings)
+    assert "bug" not in log_of(settings)
+    lifecycle.stop_daemon(settings.run_dir)
+
+
 def test_what_is_wrong_is_said_the_same_on_the_short_way(
     workplace: Path, settings: Settings, image: str
 ) -> None:

@@ -70,7 +70,14 @@ async def test_its_death_costs_no_image(tmp_path: Path, caplog: pytest.LogCaptur
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert (await scribe.write(commission(tmp_path / "b"))).path.read_bytes() == expected()
-        assert not caplog.text, "another process has taken its place"
+            assert not caplog.text, "another process has taken its place"
+            assert scribe.pid is not None
+            idle = os.pidfd_open(scribe.pid)
+            os.kill(scribe.pid, signal.SIGKILL)
+            await trio.lowlevel.wait_readable(idle)
+            os.close(idle)
+            assert (await scribe.write(commission(tmp_path / "c"))).path.read_bytes() == expected()
+        assert not caplog.text, "one that has died idle is noticed before it is asked"
 
 
 async def test_errors_are_those_of_the_work(tmp_path: Path) -> None:
@@ -90,7 +97,8 @@ async def test_who_stops_waiting_leaves_no_answer_to_the_next(tmp_path: Path) ->
         with trio.move_on_after(0.05) as scope:
             await scribe.write(commission(tmp_path, damaged))
         assert scope.cancelled_caught
-        assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
+        with trio.fail_after(60):
+            assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
 
 
 async def test_it_ends_with_whoever_started_it(tmp_path: Path) -> None:

@@ -237,11 +237,11 @@ async def test_misplaced_bytes_are_asked_for_again_once(
     assert await blob.read(START, LENGTH) == WANTED
     assert len(ranges(registry)) == 2
     registry.faults.add(fault, method="GET", path="/blobs/", count=None)
-    with pytest.raises(IntegrityError) as caught:
+    with trio.fail_after(30), pytest.raises(IntegrityError) as caught:
         await blob.read(START, LENGTH)
     assert blob.name in caught.value.message
     assert len(ranges(registry)) == 4
-    with pytest.raises(IntegrityError):
+    with trio.fail_after(30), pytest.raises(IntegrityError):
         await streamed(blob, START, LENGTH)
     assert len(ranges(registry)) == 6
 
