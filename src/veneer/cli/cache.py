@@ -37,8 +37,13 @@ def du(invocation: Invocation, _args: CommonArguments) -> int:
     used, quota = usage(invocation.settings.cache_dir), invocation.settings.cache_quota
     text = table(
         [
-            ("layers", f"{size_text(used.bytes)} of {size_text(quota)}, {used.devices} layers"),
-            ("indexes", size_text(used.metadata_bytes)),
+            ("in all", f"{size_text(used.bytes)} of {size_text(quota)}"),
+            (
+                "layers",
+                f"{size_text(used.bytes - sum(size for _, size in used.kept.values()))}, {used.devices} layers",
+            ),
+            *((f"kept {kind}", f"{size_text(size)}, {count}") for kind, (count, size) in used.kept.items()),
+            ("documents of images, not counted", size_text(used.metadata_bytes)),
         ]
     )
     invocation.output.result(used.to_json() | {"quota": quota}, text)

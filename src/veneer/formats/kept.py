@@ -97,6 +97,8 @@ class KeptSidecars:
             return None
         if sidecar.origin == "local" and not all(map(self._has, (sidecar.index, *sidecar.windows))):
             return None
+        with suppress(OSError):
+            os.utime(path)  # who evicts takes the oldest
         return sidecar
 
     def keep(self, manifest: Digest, sidecar: Sidecar) -> None:

@@ -40,6 +40,7 @@ from veneer.prefetch.profile import DEFAULT_WORKLOAD, check_workload
 from veneer.source.ahead import AheadBlob
 from veneer.source.base import BlobSource
 from veneer.source.layout_file import FileBlob
+from veneer.store.kept import note_use
 
 __all__ = [
     "STATIC",
@@ -234,6 +235,7 @@ async def open_pack(contents: Contents, manifest: Manifest, cache_dir: Path, nam
         if ahead is not None and ahead[0] == (blob.digest, blob.size):
             source = ahead[1]
         return FoundPack(named, index, source, data)
+    await trio.to_thread.run_sync(note_use, directory / _NOTE)
     # A mount that is restored after a new pack has been made needs the old index.
     await contents.keep(descriptor, data)
     name = f"local/pack/{named.workload}@{blob.digest}"

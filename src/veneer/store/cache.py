@@ -22,6 +22,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +34,11 @@ from veneer.index.model import Device
 from veneer.store.devicefile import DeviceFile, Evicted, Fill, Verified
 from veneer.store.eviction import evict_oldest
 from veneer.store.intake import Intake, arriving_bytes, sweep_arriving
+from veneer.store.kept import kept_bytes, kept_items, remove_stray_indexes
 from veneer.store.ledger import Ledger
 from veneer.store.owned import BeforePunch, IdleRule
 from veneer.store.pair import is_at
-from veneer.store.pin import is_pinned, is_pinned_for_good
+from veneer.store.pin import is_in_use, is_pinned, is_pinned_for_good
 from veneer.store.presence import PRESENT, Form, Layout, MapMismatch, present_bytes
 from veneer.store.stats import StoreStats
 
@@ -78,6 +80,7 @@ class DeviceCache:
         rule: IdleRule | None = None,
     ) -> None:
         self.directory = directory / "devices"
+        self._root = directory
         self.quota = quota
         self.stats = stats or StoreStats()
         #: Called, in any thread, when nothing can be evicted that would be enough; must be quick.
@@ -226,22 +229,36 @@ class DeviceCache:
         self._release(file.evict(numbers).freed)
 
     def collect(self, target: int) -> int:
-        """Evict least recently used spans until all devices hold at most ``target`` bytes. Returns bytes freed.
+        """Evict what was not used for longest until at most ``target`` bytes are left. Returns bytes freed.
 
-        Devices without a span, and what a crash left behind, are removed unless they are in use.
+        Devices without a span, indexes without a device, and what a crash left behind, are removed unless they
+        are in use.
         """
         with self._mutex, self._exclusive():
             self._sweep()
             total = self.count()
             if self._ledger is not None:
                 self._ledger.reset(total)
-            freed = evict_oldest(self, total - target, self._note_eviction) if total > target else 0
+            freed = 0
+            if total > target:
+                in_use = self._blobs(in_use=True)
+                items = [item for item in kept_items(self._root) if item.may_go(in_use)]
+                freed = evict_oldest(self, total - target, self._note_eviction, items)
             self._remove_empty()
-        return freed
+            strays = remove_stray_indexes(self._root, self._blobs)
+            self._release(strays)
+        return freed + strays
+
+    def empty(self) -> None:
+        """Evict every span that may be, and nothing else."""
+        with self._mutex, self._exclusive():
+            self._sweep()
+            evict_oldest(self, sys.maxsize, self._note_eviction)
+            self._remove_empty()
 
     def count(self) -> int:
-        """Bytes that the devices hold, by their own account."""
-        total = arriving_bytes(self.directory)
+        """Bytes within the quota: of devices, by their own account, and of what is kept besides."""
+        total = arriving_bytes(self.directory) + kept_bytes(self._root)
         for path in self.paths():
             with suppress(OSError, MapMismatch):
                 total += present_bytes(path / "map")
@@ -362,6 +379,15 @@ class DeviceCache:
             yield
         finally:
             os.close(fd)
+
+    def _blobs(self, *, in_use: bool = False) -> set[str]:
+        """What the devices are of, or those that somebody has open."""
+        found = set()
+        for path in self.paths():
+            if not in_use or path in self._open or is_in_use(path) or is_pinned_for_good(path):
+                with suppress(OSError, MapMismatch), self.visit(path) as file:
+                    found.add(file.map.blob)
+        return found
 
     def _note_eviction(self, evicted: Evicted) -> None:
         self._release(evicted.freed)

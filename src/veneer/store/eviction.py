@@ -1,4 +1,4 @@
-"""Which spans are given up when there has to be room: those that were not used for longest, of all devices.
+"""What is given up when there has to be room: what was not used for longest, be it spans or kept besides.
 
 Not here: how much there has to be (:mod:`veneer.store.cache`), and which spans of a mounted device may go
 (:mod:`veneer.store.owned`).
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from veneer.store.devicefile import DeviceFile, Evicted
+from veneer.store.kept import KeptItem
 from veneer.store.presence import MapMismatch
 
 __all__ = ["Devices", "evict_oldest"]
@@ -43,17 +44,21 @@ class _Row(NamedTuple):
     number: int
     length: int
     later: bool
+    item: KeptItem | None = None
 
 
-def evict_oldest(devices: Devices, excess: int, tell: Callable[[Evicted], None]) -> int:
-    """Take spans of ``excess`` bytes away, if there are so many that may go. Returns the bytes freed.
+def evict_oldest(
+    devices: Devices, excess: int, tell: Callable[[Evicted], None], items: Iterable[KeptItem] = ()
+) -> int:
+    """Take ``excess`` bytes away, if there are so many that may go. Returns the bytes freed.
 
     Args:
         devices: all of them; one whose map is damaged is removed.
         excess: in bytes.
         tell: is told of what goes, as it goes.
+        items: what else may go; but for indexes, which go when their devices have gone.
     """
-    rows: list[_Row] = []
+    rows = [_Row(one.used_ns, one.path, 0, one.size, False, one) for one in items if one.kind != "index"]
     for path in devices.paths():
         try:
             with devices.visit(path) as file:
@@ -65,7 +70,7 @@ def evict_oldest(devices: Devices, excess: int, tell: Callable[[Evicted], None])
             devices.remove(path)
         except OSError as error:
             _log.warning("cannot look into %s: %s", path, error)
-    rows.sort()
+    rows.sort(key=lambda row: row[:4])
     victims, rest = _split(rows, excess)
     freed = _evict(devices, victims, tell)
     if freed < excess:
@@ -78,9 +83,14 @@ def evict_oldest(devices: Devices, excess: int, tell: Callable[[Evicted], None])
 
 def _evict(devices: Devices, rows: Iterable[_Row], tell: Callable[[Evicted], None]) -> int:
     numbers_of: defaultdict[Path, list[int]] = defaultdict(list)
-    for row in rows:
-        numbers_of[row.path].append(row.number)
     freed = 0
+    for row in rows:
+        if row.item is None:
+            numbers_of[row.path].append(row.number)
+            continue
+        _log.info("evicted the %s %s", row.item.kind, row.path)
+        tell(Evicted(0, row.item.remove()))
+        freed += row.length
     for path, numbers in numbers_of.items():
         with suppress(FileNotFoundError, MapMismatch), devices.visit(path) as file:
             for first in range(0, len(numbers), _BATCH):

@@ -12,7 +12,7 @@ All functions raise CacheError when the cache directory cannot be used.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from veneer.errors import CacheError
 from veneer.events import Notice, Progress, Reporter, silent
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile
+from veneer.store.kept import kept_items
 from veneer.store.pin import is_in_use, is_pinned_for_good
 from veneer.store.presence import MapMismatch
 
@@ -38,8 +39,8 @@ __all__ = [
 ]
 
 #: Verified copies of manifests, configs, indexes and their sections, and EROFS images made of them: safe to
-#: delete at any time.
-_METADATA = ("blobs", "tags", "sections", "layers", "erofs")
+#: delete at any time, and not counted.
+_METADATA = ("blobs", "tags", "sections", "erofs")
 #: Spans verified between two reports.
 _CHECK_BATCH = 64
 
@@ -79,15 +80,24 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Bytes that the cache takes: of devices, within a quota, and of the small blobs that describe images."""
+    """Bytes that the cache takes.
+
+    Args:
+        devices: how many there are.
+        bytes: within the quota, in all.
+        kept: by kind (``sidecar``, ``pack``, ``index``), what is kept besides devices: how many, and bytes.
+        metadata_bytes: of the small blobs that describe images, which do not count.
+    """
 
     devices: int
     bytes: int
+    kept: Mapping[str, tuple[int, int]]
     metadata_bytes: int
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, object]:
         """The fields by name."""
-        return asdict(self)
+        kept = {kind: {"count": count, "bytes": size} for kind, (count, size) in self.kept.items()}
+        return asdict(self) | {"kept": kept}
 
 
 @dataclass(slots=True)
@@ -150,7 +160,11 @@ def list_devices(cache_dir: Path) -> list[DeviceInfo]:
 def usage(cache_dir: Path) -> Usage:
     """How much there is."""
     with _opened(cache_dir) as cache:
-        return Usage(len(cache.paths()), cache.count(), sum(map(_tree_size, _metadata(cache_dir))))
+        kept = dict.fromkeys(("sidecar", "pack", "index"), (0, 0))
+        for item in kept_items(cache_dir):
+            count, size = kept[item.kind]
+            kept[item.kind] = count + 1, size + item.size
+        return Usage(len(cache.paths()), cache.count(), kept, sum(map(_tree_size, _metadata(cache_dir))))
 
 
 def collect(cache_dir: Path, quota: int) -> Collected:
@@ -214,9 +228,9 @@ def clear(cache_dir: Path) -> Cleared:
                 cleared.mounted += 1
             else:
                 cleared.emptied += 1
-        cache.collect(0)
+        cache.empty()
         cleared.bytes = max(0, before - cache.count())
-    for directory in _metadata(cache_dir):
+    for directory in (*_metadata(cache_dir), cache_dir / "layers"):
         shutil.rmtree(directory, ignore_errors=True)
     return cleared
 
