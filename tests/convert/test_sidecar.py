@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.convert.layouts import Layout
 from veneer.convert.convert import convert
 from veneer.convert.sidecar import IndexedImage, make_sidecar
+from veneer.convert.stretches import _WindowWriter
 from veneer.errors import IntegrityError, RegistryError, UnsupportedFormat, UsageError
 from veneer.events import Event, Notice
 from veneer.image import Image, open_image
@@ -340,6 +341,40 @@ async def test_damaged_windows_are_an_error_never_wrong_bytes(
         app.flip(windows["digest"], windows["size"] // 2)
         assert await content(image, elsewhere, b"text") == TEXT
         assert (await verify_image(image)).ok
+
+
+async def test_a_sidecar_that_lies_is_found_out_once_a_layer_is_whole_and_can_be_refused(
+    registry: ScriptedRegistry,
+    app: Layout,
+    settings: Settings,
+    elsewhere: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever may push can make one: here with windows that are not what lies before their spans."""
+    reference = f"{registry.host}/app:gzip"
+    honest, table = _WindowWriter.add, bytes.maketrans(b"words", b"liars")
+    with monkeypatch.context() as patch:
+        patch.setattr(_WindowWriter, "add", lambda self, window: honest(self, window.translate(table)))
+        await make_sidecar(reference, settings, push=True)
+    async with open_store(elsewhere) as store, open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+        shown = b"".join([piece async for piece in read_file(image, store, b"text")])
+        # Until then nothing can tell: every span is what the index says.
+        assert len(shown) == len(TEXT)
+        assert shown != TEXT
+        attached = store.attach(image.devices[0], image.sources[0])
+        with pytest.raises(IntegrityError, match="contents of layer"):
+            await store.complete(attached)
+        with pytest.raises(IntegrityError, match="contents of layer"):
+            await store.prove(attached)
+        assert not attached.complete
+        assert attached.file is not None
+        assert not list(attached.file.held()), "nothing of it stays in the cache"
+        assert not (await verify_image(image)).ok
+    careful = replace(elsewhere, referrers="ignore")
+    async with open_store(careful) as store, open_image(reference, careful, keeper=store) as image:
+        assert image.index_origin == "streamed"
+        assert b"".join([piece async for piece in read_file(image, store, b"text")]) == TEXT
 
 
 def profile_of(app: Layout, tag: str) -> Profile:
