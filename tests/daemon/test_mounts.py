@@ -17,14 +17,16 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.cli.invoking import invoke
 from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE
 from veneer.daemon import client, mounts
-from veneer.daemon.ask import MOUNT_SOCKET, ask
+from veneer.daemon.ask import MOUNT_SOCKET, Request, ask
 from veneer.daemon.failure import error_from_json, error_to_json
 from veneer.daemon.mounts import MountStatus
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import IntegrityError, MountError, NotFound, UsageError, VeneerError
+from veneer.events import Reporter, silent
 from veneer.mount.kernel import mount_table, mounts_at
 from veneer.mount.state import MountRecord, mount_records
 from veneer.settings import Settings
@@ -255,6 +257,31 @@ async def test_a_busy_mount_stays_and_a_lazy_unmount_serves_its_users(
     await ended(info.pid)
     assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
     assert (await umount(workplace / "mnt", settings.run_dir)).id == again.id
+    assert not left(workplace)
+
+
+async def test_a_process_of_another_version_is_listed_and_unmounted(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an upgrade, mounts go on with the processes that they have."""
+    info = await mount(image, workplace / "mnt", settings)
+    current = Request.answer
+
+    def answer(self: Request, timeout_s: float | None = None, report: Reporter = silent) -> dict[str, object]:
+        """That of a version whose layers had no sizes."""
+        said = current(self, timeout_s, report)
+        for facts in (said, said.get("report")):
+            for layer in facts.get("layers", ()) if isinstance(facts, dict) else ():
+                del layer["size"]
+        return said
+
+    monkeypatch.setattr(Request, "answer", answer)
+    (found,) = await list_mounts(settings.run_dir)
+    assert found.report is None
+    shown = await trio.to_thread.run_sync(lambda: invoke("status", env=environment(settings)))
+    assert "which does not answer as this version of veneer does" in shown.stdout
+    await umount(workplace / "mnt", settings.run_dir)
+    await ended(info.pid)
     assert not left(workplace)
 
 

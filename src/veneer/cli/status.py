@@ -37,7 +37,7 @@ def _describe(found: "MountStatus") -> str:
     if record.kind == "run":
         where += ", the root of a container"
     if found.report is None:
-        return f"{where}, which does not answer"
+        return f"{where}, which does not answer as this version of veneer does"
     report = found.report
     how = "writable" if report.writable else "read-only"
     lines = [

@@ -33,7 +33,7 @@ STATUS_TIMEOUT_S = 5.0
 class MountStatus:
     """One live mount: its record, and what its process says.
 
-    ``report`` is None when the process does not answer in time.
+    ``report`` is None when the process does not answer in time, or as another version of veneer does.
     """
 
     record: MountRecord
@@ -76,9 +76,7 @@ def list_mounts(run_dir: Path) -> Listing:
     # Of what does not answer, the listing says so.
     with suppress(MountError, TimeoutError):
         daemon = ask(run_dir, DAEMON_SOCKET, "status", timeout_s=STATUS_TIMEOUT_S)
-    reports: dict[str, MountReport] = {
-        found["id"]: MountReport.from_json(found["report"]) for found in daemon.get("mounts", ())
-    }
+    reports = {found["id"]: _report(found["report"]) for found in daemon.get("mounts", ())}
     records = mount_records(run_dir)
     asked: dict[str, Request] = {}
     for record in records:
@@ -88,7 +86,7 @@ def list_mounts(run_dir: Path) -> Listing:
     for name, request in asked.items():
         with suppress(MountError, TimeoutError):
             answer = request.answer(max(0.01, deadline - time.monotonic()))
-            reports[name] = MountReport.from_json(answer)
+            reports[name] = _report(answer)
     mounts = [MountStatus(record, reports.get(record.id)) for record in records]
     return Listing(mounts, daemon.get("daemon"))
 
@@ -141,7 +139,15 @@ def stop(
         if pidfd is not None:
             os.close(pidfd)
     report = answer.get("report")
-    return MountReport.from_json(report) if isinstance(report, dict) else None
+    return _report(report) if isinstance(report, dict) else None
+
+
+def _report(value: dict[str, object]) -> MountReport | None:
+    """What a process tells of a mount; None if it is of another version of veneer, and tells something else."""
+    try:
+        return MountReport.from_json(value)
+    except (KeyError, TypeError):
+        return None
 
 
 def clean_stale(run_dir: Path) -> list[MountRecord]:
