@@ -60,13 +60,14 @@ async def test_only_what_was_proven_to_be_complete_is_frozen(
     assert store.freeze(attached) is None
     await store.fill(attached, 0, attached.size)
     assert store.freeze(attached) is None, "nobody has compared it with its diffID"
+    assert attached.file is not None
+    assert attached.file.freeze() is None, "nor does it help to have looked before"
     assert await store.prove(attached)
     held = frozen(store, attached)
     assert held.data.read_bytes() == one.plain
     assert is_pinned_for_good(directory)
     held.release()
     assert not (directory / "frozen").exists()
-    assert attached.file is not None
     attached.file.evict([3])
     assert store.freeze(attached) is None
 
@@ -192,13 +193,15 @@ async def test_after_a_boot_nothing_is_frozen(
 async def test_a_damaged_map_costs_a_frozen_device_its_map_and_not_its_file(
     tmp_path: Path, store: SpanStore, one: Sample, directory: Path
 ) -> None:
-    held = frozen(store, await complete(store, one))
+    before = await complete(store, one)
+    held = frozen(store, before)
     inode = (directory / "data").stat().st_ino
     with (directory / "map").open("r+b") as file:
         file.write(b"X")
     async with open_store(store_settings(tmp_path)) as other:
         attached = other.attach(one.device, ScriptedSource(one.blob))
         assert (directory / "data").stat().st_ino == inode
+        assert store.freeze(before) is None, "what it looked at is not the device's map any more"
         assert await other.read(attached, 0, SIZE) == one.plain, "from the source"
         assert attached.file is not None
         assert list(attached.file.states) == [0] * 10, "nobody writes to it"
