@@ -370,6 +370,8 @@ async def test_a_sidecar_that_lies_is_found_out_once_a_layer_is_whole_and_can_be
         assert not attached.complete
         assert attached.file is not None
         assert not list(attached.file.held()), "nothing of it stays in the cache"
+        with pytest.raises(IntegrityError, match="contents of layer"):
+            await store.read(attached, 0, 1000)
         assert not (await verify_image(image)).ok
     careful = replace(elsewhere, referrers="ignore")
     async with open_store(careful) as store, open_image(reference, careful, keeper=store) as image:

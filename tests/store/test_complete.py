@@ -264,4 +264,8 @@ async def test_spans_that_do_not_make_up_the_layer_are_never_complete(
         await store.prove(attached)
     assert not attached.complete
     assert attached.all_present is pinned, "what the kernel may be reading stays"
+    for read in (store.read, store.fill):
+        with pytest.raises(IntegrityError, match="contents of layer"):
+            await read(attached, 0, 1000)
+    assert not store.holds(attached, 0, 1000), "the kernel may not read on either"
     assert any(record.levelno == logging.ERROR for record in caplog.records)

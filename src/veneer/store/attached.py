@@ -113,6 +113,8 @@ class AttachedDevice:
         self._decode = decode
         self._key = device.key.raw
         self._direct = file if form is Form.PLAIN else None
+        #: Why it is not what its diffID promises, once that is known: nothing is read of it any more.
+        self.refuted: IntegrityError | None = None
         self._remembers = False
         self.detached = False
 
@@ -133,7 +135,7 @@ class AttachedDevice:
 
     def holds(self, offset: int, length: int) -> bool:
         """Whether the data file has the range, and may be read without us. Notes the use."""
-        return self._direct is not None and self._direct.holds(offset, length)
+        return self._direct is not None and self.refuted is None and self._direct.holds(offset, length)
 
     def missing(self, offset: int, length: int) -> list[int]:
         """The spans of a range that the data file does not have, or that are not trusted."""
@@ -163,8 +165,15 @@ class AttachedDevice:
             self._cache.release(file)
         return file
 
+    def check(self) -> None:
+        """Raise IntegrityError if it is known not to be what its diffID promises."""
+        if self.refuted is not None:
+            raise IntegrityError(self.refuted.message)
+
     def peek(self, offset: int, length: int) -> bytes | None:
         """The bytes, if they can be had at once."""
+        if self.refuted is not None:
+            return None
         if self._direct is not None and (data := self._direct.read(offset, length)) is not None:
             return data
         if not self._remembers:

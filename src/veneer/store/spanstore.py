@@ -15,7 +15,7 @@ from types import TracebackType
 import trio
 
 from veneer.codec import check_and_decode
-from veneer.errors import CacheError, VeneerError
+from veneer.errors import CacheError, IntegrityError, VeneerError
 from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.oci.descriptor import Descriptor
@@ -227,6 +227,7 @@ class SpanStore:
         stats.reads += 1
         stats.misses += 1
         try:
+            attached.check()
             data = await self._gather(attached, offset, length, window, priority)
         except VeneerError:
             stats.errors += 1
@@ -270,6 +271,7 @@ class SpanStore:
         stats.reads += 1
         stats.misses += 1
         try:
+            attached.check()
             await self._fill(attached, offset, length, window, priority)
         except VeneerError:
             stats.errors += 1
@@ -285,9 +287,13 @@ class SpanStore:
 
         Raises:
             IntegrityError: every span is what it should be, but the whole is not. All of it is dropped, unless
-                it is pinned.
+                it is pinned, and it is not read any more.
         """
-        return await prove(attached, self._cache, self._jobs.threads)
+        try:
+            return await prove(attached, self._cache, self._jobs.threads)
+        except IntegrityError as error:
+            attached.refuted = error
+            raise
 
     def pin(self, attached: AttachedDevice, before_punch: BeforePunch) -> None:
         """Answer for what the kernel reads of the device's file: nobody else changes it from now on.
