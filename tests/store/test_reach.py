@@ -10,8 +10,6 @@ from tests.store.rig import KIB, RAW, ScriptedSource, sample, store_settings
 from veneer.store.spanstore import open_store
 
 SPANS, SPAN = 256, 64 * KIB
-#: Less than what lets the store fetch the rest on its own.
-READ = 62
 
 
 @pytest.fixture
@@ -20,9 +18,10 @@ def mock_clock() -> MockClock:
     return MockClock(autojump_threshold=0.1)
 
 
-@pytest.mark.parametrize(("rtt_s", "fewest", "most"), [(0.05, 4, READ // 3), (0.0, READ, READ)])
+# As many spans as do not let the store fetch the rest on its own.
+@pytest.mark.parametrize(("rtt_s", "spans", "fewest", "most"), [(0.05, 62, 4, 20), (0.0, 15, 15, 15)])
 async def test_reading_span_after_span(
-    tmp_path: Path, mock_clock: MockClock, rtt_s: float, fewest: int, most: int
+    tmp_path: Path, mock_clock: MockClock, rtt_s: float, spans: int, fewest: int, most: int
 ) -> None:
     async def far(_number: int, _offset: int, length: int, answer: bytes) -> bytes:
         await trio.sleep(rtt_s + length / 12.5e6 if rtt_s else 0)
@@ -32,12 +31,13 @@ async def test_reading_span_after_span(
     source = ScriptedSource(one.blob, far)
     async with open_store(store_settings(tmp_path)) as store:
         attached = store.attach(one.device, source)
-        for offset in range(0, READ * SPAN, SPAN):
+        for offset in range(0, spans * SPAN, SPAN):
             assert await store.read(attached, offset, 4 * KIB) == one.plain[offset : offset + 4 * KIB]
     assert fewest <= len(source.requests) <= most
     # About what arrives in one round trip (12.5 MB/s), and nothing twice.
     assert max(length for _, length in source.requests) <= 2 * rtt_s * 12.5e6 + SPAN
-    assert READ * SPAN <= sum(length for _, length in source.requests) <= READ * SPAN + 2 * rtt_s * 12.5e6
+    total = sum(length for _, length in source.requests)
+    assert spans * SPAN <= total <= spans * SPAN + 2 * rtt_s * 12.5e6
 
 
 async def test_what_lies_before_a_miss_comes_too_but_keeps_it_waiting_for_little(

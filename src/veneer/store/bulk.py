@@ -8,11 +8,11 @@ they are, so it is told from what was read of the device so far:
 - a sixteenth of it in long stretches (1 MiB on average, where starts have less than half of that): as much is
   fetched as was read, so that a wrong guess costs at most what was wanted anyhow.
 
-On a wide link, where a wrong guess keeps nobody waiting and a late one does, long stretches are reason for as
-much at once, for four times as much from a sixteenth on, and for the rest from an eighth on. What is not known
-to be wide gets one range, which tells.
+That takes 4 MiB that were read, at least. On a wide link, where a wrong guess keeps nobody waiting and a late
+one does, a stretch of 1 MiB is reason enough; from a sixteenth on four times as much is fetched, and from an
+eighth on the rest. A link that is not known to be wide gets one range before that sixteenth, which tells.
 
-In all cases at least 4 MiB, and only when a reader has to wait. What is fetched are long ranges, in the order
+What is fetched is at least 4 MiB, and only when a reader has to wait, in long ranges and in the order
 of the device from the latest miss on and round its end. They come after everything else that is queued, and few
 at a time; on a link where a range takes its time, one at a time and only while no reader waits for a request.
 
@@ -44,6 +44,8 @@ _LEAST = 4 << 20
 _LARGE_SHARE, _SMALL_SHARE = 1 / 4, 1 / 16
 #: On a wide link, of long stretches: the share that is reason for all, and how much is fetched for less.
 _WIDE_SHARE, _WIDE_TIMES = 1 / 8, 4
+#: What tells something there. It is a single stretch, then.
+_WIDE_LEAST = 1 << 20
 #: Average length of stretches that are called long.
 _STRETCH = 1 << 20
 #: Readers that pause for so long may have ended.
@@ -153,7 +155,7 @@ class Bulk:
         """The same because of what was read."""
         read, size, wide = self._read_bytes, self._spans.size, self._queue.link.is_wide
         long = read >= self._stretches * _STRETCH
-        if read < _LEAST:
+        if read < (_WIDE_LEAST if wide and long else _LEAST):
             return 0
         if read >= size * (_WIDE_SHARE if wide and long else _LARGE_SHARE):
             return math.inf
@@ -162,7 +164,7 @@ class Bulk:
         if read >= size * _SMALL_SHARE:
             return (_WIDE_TIMES if wide else 1) * read - self._asked
         # What little is fetched of a device in vain on a narrow link tells whether it is one.
-        return (read if wide else _LEAST) - self._asked
+        return (max(read, _LEAST) if wide else _LEAST) - self._asked
 
     def _may_begin(self) -> bool:
         return not self._running and not self._queue.failing and self._room() >= _LEAST

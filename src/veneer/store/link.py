@@ -24,6 +24,8 @@ _FIRSTS, _FASTER = 16, 4
 _SHORT = 64 << 10
 #: Below this spread of lengths (bytes, squared) a slope is noise, and the earlier one stays.
 _LEAST_SPREAD = (64 << 10) ** 2
+#: What ranges of this length took says how fast the link is at least, whatever shorter ones do.
+_LONG, _LONGS = 1 << 20, 4
 #: One stall must not look like a slow link: longer times count as this multiple of what was expected.
 _SURPRISE = 8
 _RTT_BOUNDS_S = (20e-6, 5.0)
@@ -69,6 +71,8 @@ class LinkEstimate:
         self._spread = 0.0
         self._covariance = 0.0
         self._firsts: deque[float] = deque(maxlen=_FIRSTS)
+        #: Seconds a byte of the latest long ranges, round trips included.
+        self._longs: deque[float] = deque(maxlen=_LONGS)
 
     def begin(self, *, demand: bool) -> int:
         """Count a request, and say how many there are now."""
@@ -105,6 +109,11 @@ class LinkEstimate:
         slope = (self._covariance + _LEAST_SPREAD * self.s_per_byte) / (self._spread + _LEAST_SPREAD)
         # Nor may the line say that a request of no bytes takes less than no time.
         slope = min(slope, self._mean_time / self._mean_length)
+        # Times of short requests are those of the other side's processors, more than of the link.
+        if length >= _LONG:
+            self._longs.append(time / effective)
+        if self._longs:
+            slope = min(slope, max(self._longs))
         self.s_per_byte = _clamp(slope, *_S_PER_BYTE_BOUNDS)
         if first_s is None:
             first_s = elapsed_s if length <= _SHORT else self._mean_time - self.s_per_byte * self._mean_length
