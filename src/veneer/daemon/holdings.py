@@ -6,7 +6,6 @@ image that brought it stays open as long as any of them: its connections are wha
 """
 
 import os
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,6 @@ from veneer.timing import UNTIMED, Timing
 from veneer.transport import Connections, TransportStats
 
 __all__ = ["Holding", "Holdings"]
-
-#: Times of files are as coarse as the kernel's clock ticks.
-_CLOCK_NS = 50_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -195,19 +191,19 @@ class Holdings:
             if (holding := await self._unchanged(asked)) is not None:
                 task_status.started((holding, _one_more(holding, stats)))
                 return None
-            telling, began_ns = _Telling(report), time.time_ns()
+            telling = _Telling(report)
             image = await load_image(resolved, settings, stats, telling, pack, timing, store)
             opened(image)
             key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
             holding = self._images.get(key)
             if holding is not None and holding.users:
                 task_status.started((holding, _one_more(holding, stats)))
-                await self._remember(asked, holding, began_ns, telling)
+                await self._remember(asked, holding, telling)
                 return None
             with timing.phase("attach"):
                 holding = self._images[key] = self._attach(image, store)
             task_status.started((holding, {}))
-            await self._remember(asked, holding, began_ns, telling)
+            await self._remember(asked, holding, telling)
             await holding.unused.wait()
             if self._images[key] is holding:
                 del self._images[key]
@@ -223,12 +219,10 @@ class Holdings:
         now = await self._mark(asked, holding)
         return holding if holding.users and mark == now else None
 
-    async def _remember(self, asked: "_Asked", holding: Holding, began_ns: int, told: "_Telling") -> None:
+    async def _remember(self, asked: "_Asked", holding: Holding, told: "_Telling") -> None:
         if asked.workload is not None and not told.told and can_be_told(holding.image):
-            mark = await self._mark(asked, holding)
-            # What has been changed meanwhile may have been seen as it was before.
-            if not any(one is not None and one[-1] >= began_ns - _CLOCK_NS for one in mark):
-                self._opened[asked] = holding, mark
+            # What is changed in this moment is noticed when it is changed again: a pack costs time, at worst.
+            self._opened[asked] = holding, await self._mark(asked, holding)
 
     async def _mark(self, asked: "_Asked", holding: Holding) -> Mark:
         image = holding.image

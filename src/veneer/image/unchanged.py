@@ -1,13 +1,13 @@
 """Whether an image that is open already is what opening it again would give, without opening it again.
 
 What an image is opened as follows from its manifest, the settings, and what this host keeps for it: a sidecar,
-and packs for it or for its layers. Those are files that are replaced, never written to; so as long as each of
-them is the same file, or not there, nothing has changed.
+and packs for it or for its layers. Small notes name those; so as long as the notes say the same, or are not
+there, nothing has changed.
 
 Not for: images whose index is looked for in the registry, or that have none. Blocks.
 """
 
-import os
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from veneer.image.open import kept_sidecars
 from veneer.image.packs import local_pack_note
 from veneer.oci.digest import Digest
 from veneer.settings import Settings
+from veneer.store.kept import note_use
 
 __all__ = ["Mark", "can_be_told", "mark_of"]
 
-#: Of each file: device, inode, size and time, or None where there is none.
-Mark = tuple[tuple[int, int, int, int] | None, ...]
+#: Of each note: the SHA-256 of what it says, or None where there is none.
+Mark = tuple[bytes | None, ...]
 
 
 def can_be_told(image: Image) -> bool:
@@ -31,6 +32,8 @@ def can_be_told(image: Image) -> bool:
 
 def mark_of(manifest: Digest, layers: Sequence[Digest], settings: Settings, workload: str) -> Mark:
     """What this host keeps for an image and a workload, to be compared with what it kept before.
+
+    Notes that it uses so count as used.
 
     Args:
         manifest: digest of the image's.
@@ -45,12 +48,14 @@ def mark_of(manifest: Digest, layers: Sequence[Digest], settings: Settings, work
         *layer_notes(packs, layers, workload),
         *(local_pack_note(cache_dir, image, workload) for image in images_knowing(packs, layers, workload)),
     ]
-    return tuple(map(_file, paths))
+    for path in paths[:2]:
+        note_use(path)
+    return tuple(map(_said, paths))
 
 
-def _file(path: Path) -> tuple[int, int, int, int] | None:
+def _said(path: Path) -> bytes | None:
     try:
-        status = os.stat(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
