@@ -83,9 +83,23 @@ async def test_its_death_costs_no_image(tmp_path: Path, caplog: pytest.LogCaptur
 async def test_errors_are_those_of_the_work(tmp_path: Path) -> None:
     damaged = ARTIFACT[:-1] + bytes([ARTIFACT[-1] ^ 1])
     async with working() as scribe:
+        await scribe.start()
+        pid = scribe.pid
         with pytest.raises(IntegrityError):
             await scribe.write(commission(tmp_path, damaged))
         assert (await scribe.write(commission(tmp_path))).path.read_bytes() == expected()
+        assert scribe.pid == pid, "it lives through them"
+
+
+async def test_ctrl_c_in_the_terminal_of_a_daemon_is_not_meant_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with working() as scribe:
+        await scribe.write(commission(tmp_path / "a"))
+        assert scribe.pid is not None
+        os.kill(scribe.pid, signal.SIGINT)
+        assert (await scribe.write(commission(tmp_path / "b"))).path.read_bytes() == expected()
+    assert not caplog.text
 
 
 async def test_who_stops_waiting_leaves_no_answer_to_the_next(tmp_path: Path) -> None:
