@@ -169,8 +169,14 @@ class DeviceCache:
         return self._shrink(length)
 
     def has_room(self, length: int) -> bool:
-        """Whether so many bytes can be written without evicting first."""
-        return self._ledger is not None and self._ledger.total + length <= self.quota
+        """Whether so many bytes can be written without evicting first, for the quota or for the disk."""
+        if self._ledger is None or self._ledger.total + length > self.quota:
+            return False
+        try:
+            disk = os.statvfs(self.directory)
+        except OSError:
+            return False
+        return length <= disk.f_bavail * disk.f_frsize
 
     def release(self, file: DeviceFile) -> None:
         """Forget a device, which the caller closes once no thread uses it any more."""
