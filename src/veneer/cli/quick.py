@@ -74,10 +74,12 @@ def _run(words: list[str]) -> int | None:
     mounted = monotonic()
     outcome = run.run(answer["id"], answer["bundle"])
     # Nothing is mounted any more when this process has ended; the rest of the cleaning up it need not wait for.
-    seconds = f'"mounted_s": {mounted - began}, "total_s": {outcome.ended - began}'
-    ended = f'{{"op": "ended", "id": "{answer["id"]}", "exit_code": {outcome.exit_code}, {seconds}}}\n'
-    last = _ask(ended.encode())
-    if path := answer["report"]:
+    path, facts = answer["report"], ""
+    if path:
+        seconds = f'"mounted_s": {mounted - began}, "total_s": {outcome.ended - began}'
+        facts = f', "report": {{"exit_code": {outcome.exit_code}, {seconds}}}'
+    last = _ask(f'{{"op": "ended", "id": "{answer["id"]}"{facts}}}\n'.encode())
+    if path:
         if last is None or last["type"] != "ended":
             return _fail(last or _GONE)
         return _write(path, last["report"]) or outcome.exit_code

@@ -195,17 +195,21 @@ class Worker:
     async def _ended(self, request: dict[str, object]) -> dict[str, object]:
         """A container has ended: its mount goes at once, what it leaves is cleaned up afterwards."""
         _, service = self._mounted(request)
-        mounted_s, total_s = (float(str(request.get(name))) for name in ("mounted_s", "total_s"))
-        result = RunResult(
-            exit_code=int(str(request.get("exit_code"))),
-            mounted_s=mounted_s,
-            first_output_s=None,
-            total_s=total_s,
-            mount=service.made or service.info(mounted_s),
-            report=service.report(),
-        )
+        text = None
+        if "report" in request:
+            asked = _object(request, "report")
+            mounted_s, total_s = (float(str(asked.get(name))) for name in ("mounted_s", "total_s"))
+            result = RunResult(
+                exit_code=int(str(asked.get("exit_code"))),
+                mounted_s=mounted_s,
+                first_output_s=None,
+                total_s=total_s,
+                mount=service.made or service.info(mounted_s),
+                report=service.report(),
+            )
+            text = json.dumps(result.to_json(), indent=2) + "\n"
         await service.leave()
-        return {"type": "ended", "report": json.dumps(result.to_json(), indent=2) + "\n"}
+        return {"type": "ended", "report": text}
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
         residents, service = self._mounted(request)
