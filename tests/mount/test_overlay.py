@@ -121,21 +121,18 @@ async def test_an_unmount_whose_notice_got_lost_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes between a look at the table of mounts and the wait for its next change."""
-    look = kernel.mount_table
-    raced: list[kernel.MountEntry] = []
+    look = kernel.our_mountpoints
+    raced: list[bytes] = []
 
-    def unmount_after_looking() -> list[kernel.MountEntry]:
+    def unmount_after_looking() -> set[bytes]:
         found = look()
-        overlays = [
-            entry for entry in found if entry.mountpoint == tmp_path / "mnt" and entry.fstype == "overlay"
-        ]
-        if overlays and not raced:
-            raced.extend(overlays)
-            monkeypatch.setattr(kernel, "mount_table", look)
+        mountpoint = os.fsencode(tmp_path / "mnt")
+        if mountpoint in found and not raced:
+            raced.append(mountpoint)
             kernel.unmount_ours(tmp_path / "mnt", lazy=True)
         return found
 
-    monkeypatch.setattr(kernel, "mount_table", unmount_after_looking)
+    monkeypatch.setattr(kernel, "our_mountpoints", unmount_after_looking)
     index, data = image(TREE)
     async with serving(tmp_path, index, data, overlay=True) as mount:
         with trio.fail_after(30):
