@@ -46,8 +46,10 @@ class Veneered(System):
 
     def _launch(self, subject: Subject, port: int, report: Path) -> Launch:
         argv = (veneer_program(), "run", "--report", str(report), subject.reference(port, self.variant))
-        own = {"VENEER_CACHE_DIR": str(self._cache)}
-        return Launch(argv, dict(self.place.environment) | own)
+        return Launch(argv, self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        return dict(self.place.environment) | {"VENEER_CACHE_DIR": str(self._cache)}
 
     def timed(self, launch: Launch) -> Launch | None:
         """With a record of when what happened."""
@@ -56,8 +58,10 @@ class Veneered(System):
         return Launch(argv, launch.environment)
 
     def finish(self, subject: Subject) -> None:
-        """Nothing is left."""
-        # veneer run cleans up after itself
+        """Nothing is left, but for who is to start again: what is kept may be fetching the rest of its pack."""
+        if not self._warm:
+            # veneer run cleans up after itself; this lets go of its tree.
+            self.place.run([veneer_program(), "cache", "gc"], self._environment())
 
     def prepare_rehearsal(self, subject: Subject) -> None:
         """The same for all of them."""
