@@ -96,7 +96,7 @@ def test_a_sweep(swept: Path, settings: Settings, image: str) -> None:
 
 def test_defaults_are_those_of_conversions() -> None:
     assert PACK_SPANS[2] == (packing._FIRST_SPAN, packing._LAST_SPAN)
-    assert (FRAME_SIZE, LEVEL, packing.LEVEL) == (128 << 10, 9, 19)
+    assert (FRAME_SIZE, LEVEL, packing.LEVEL) == (128 << 10, 6, 19)
 
 
 def test_wrong_numbers_are_refused(workplace: Path, image: str) -> None:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 #: zstd level, chosen by measurement: docs/decisions/0003-native-layer-frames.md.
-LEVEL = 9
+LEVEL = 6
 #: Plain bytes that are compressed in one go: some 10 ms, which makes the hop to a thread cheap.
 BATCH_SIZE = 1 << 20
 

@@ -24,7 +24,7 @@ _WHOLE = Digest.of(b"")
 
 FRAME_SIZES = (32 * KIB, 64 * KIB, FRAME_SIZE, 256 * KIB, 512 * KIB, MIB)
 SMALL_FILES = (16 * KIB, SMALL_FILE, 128 * KIB)
-LEVELS = (1, 3, 6, LEVEL, 12, 15, 19)
+LEVELS = (1, 3, LEVEL, 9, 12, 15, 19)
 #: From here on a level is so slow that a sample has to do.
 _SLOW_LEVEL, _SLOW_SAMPLE = 12, 16
 
