@@ -19,7 +19,8 @@ from veneer.formats.kept import KeptSidecars
 from veneer.formats.native import NativeFormat
 from veneer.formats.plain import KnownFormat, StreamedFormat
 from veneer.image.contents import Contents
-from veneer.image.image import Image, LayerNote, Reference
+from veneer.image.image import Image, Reference
+from veneer.image.notes import layer_notes
 from veneer.image.packs import (
     FoundPack,
     NamedPack,
@@ -222,7 +223,7 @@ async def load_image(
         index_origin=location.origin,
         index_descriptor=location.descriptor,
         opened=opened,
-        layers=_notes(layer_format, manifest, location, opened),
+        layers=layer_notes(layer_format, manifest, location, opened),
         transport_stats=stats,
         pack=found_pack,
     )
@@ -380,26 +381,3 @@ def check_binding(devices: Sequence[Device], manifest: Manifest, config: ImageCo
             raise IntegrityError(
                 f"{what} says that layer {number} unpacks to {device.diff_id}, the config says {diff_id}"
             )
-
-
-def _notes(
-    layer_format: LayerFormat, manifest: Manifest, location: IndexLocation, opened: OpenedIndex
-) -> tuple[LayerNote, ...]:
-    reason = {
-        "annotation": "the manifest names an index that covers it",
-        "referrer": "an index that covers it refers to the manifest",
-        "local": "this host has indexed it before",
-        "streamed": "no index covers it: this host has streamed and indexed it",
-    }[location.origin]
-    return tuple(
-        LayerNote(
-            blob=layer,
-            format=layer_format.name,
-            spans=len(device.spans),
-            codecs=tuple(codec.name for codec in device.spans.codecs),
-            size=device.spans.size,
-            index_size=size,
-            reason=reason,
-        )
-        for layer, device, size in zip(manifest.layers, opened.devices, opened.section_sizes, strict=True)
-    )

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from veneer.erofs.chunks import Copy
 from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
 from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
 from veneer.errors import MountError, NotFound
+from veneer.formats.local import replace_file
 from veneer.index.model import Extent, ImageIndex
 from veneer.index.paths import ACCOUNT_FILES, find
 from veneer.mount.kernel import EROFS_SUFFIX
@@ -173,21 +173,8 @@ def _save(path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Exten
         "inodes": image.inodes,
         "accounts": {where.decode("latin-1"): extents for where, extents in accounts.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, image.data)
-    _replace(path.with_suffix(_FACTS), json.dumps(facts).encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    replace_file(path, image.data)
+    replace_file(path.with_suffix(_FACTS), json.dumps(facts).encode())
 
 
 def _prune(newest: Path) -> None:

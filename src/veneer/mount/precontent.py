@@ -17,6 +17,8 @@ Invariants:
   its place is then taken by the descriptor of the event that the trial read raised.
 
 Not here: who mounts what and when; keeping the group open when this process dies.
+
+Longer than other modules here: that each event gets exactly one answer is to be seen in one place.
 """
 
 import errno

@@ -30,7 +30,7 @@ from veneer.mount.packed import Packed, follow_next_start, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
 from veneer.mount.scribe import Scribe
 from veneer.mount.scribe_main import Commission, Pack
-from veneer.mount.superblocks import Superblocks
+from veneer.mount.superblocks import Superblocks, listed_superblocks, vanished
 from veneer.mount.tail import tail_file
 from veneer.prefetch.recorder import Recorder
 from veneer.source.tasks import open_nursery
@@ -44,10 +44,6 @@ log = logging.getLogger(__name__)
 #: Returns when a file system is gone.
 _End = Callable[[], Awaitable[None]]
 
-#: The kernel's list of EROFS superblocks.
-_SUPERBLOCKS = Path("/sys/fs/erofs")
-#: How often a file system that is reachable from nowhere, and so cannot be watched, is looked for there.
-_POLL_S = 2.0
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 #: One mount at a time, so that what is new in the list is ours.
@@ -319,15 +315,15 @@ class ResidentMounter:
         target: Path | None,
     ) -> tuple[_End, int | None]:
         with _mounting:
-            before = _superblocks()
+            before = listed_superblocks()
             end, mount = mount_guarded(metadata, attached, tail, target, self._guards.superblocks)
-            self.superblocks = tuple(sorted(_superblocks() - before))
+            self.superblocks = tuple(sorted(listed_superblocks() - before))
         return end.wait, mount
 
     def _find(self, target: Path | None) -> _End:
         if target is not None and any(entry.ours for entry in kernel.mounts_at(target)):
             return self._guards.superblocks.watch(target).wait
-        return partial(_vanished, self.superblocks)
+        return partial(vanished, self.superblocks)
 
     async def _mend(self, attached: Sequence[AttachedDevice]) -> None:
         """Forget what the kernel may have cached of holes while nobody kept it from reading them."""
@@ -338,20 +334,6 @@ class ResidentMounter:
                 self._subject.name,
             )
             await trio.to_thread.run_sync(_DROP_CACHES.write_text, "1")
-
-
-def _superblocks() -> set[str]:
-    try:
-        return set(os.listdir(_SUPERBLOCKS))
-    except FileNotFoundError:
-        return set()
-
-
-async def _vanished(names: Sequence[str]) -> None:
-    if not names:
-        await trio.sleep_forever()  # nobody can tell, so it is there
-    while _superblocks().intersection(names):  # noqa: ASYNC110 - sysfs tells nobody of changes
-        await trio.sleep(_POLL_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import os
 import re
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
-__all__ = ["Superblocks"]
+__all__ = ["Superblocks", "listed_superblocks", "vanished"]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,11 @@ _UNMOUNT, _OVERFLOW, _IGNORED = 0x2000, 0x4000, 0x8000
 #: struct inotify_event: watch, mask, cookie, length of the name.
 _EVENT = struct.Struct("=iIII")
 _READ = 64 << 10
+
+#: The kernel's list of EROFS superblocks.
+_LIST = Path("/sys/fs/erofs")
+#: How often a file system that is reachable from nowhere, and so cannot be watched, is looked for there.
+_POLL_S = 2.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
@@ -102,6 +108,22 @@ class Superblocks:
             gone = [self._watches.pop(watch) for watch in list(self._watches) if watch not in there]
         for event in gone:
             event.set()
+
+
+def listed_superblocks() -> set[str]:
+    """What the kernel calls the EROFS file systems that there are."""
+    try:
+        return set(os.listdir(_LIST))
+    except FileNotFoundError:
+        return set()
+
+
+async def vanished(names: Sequence[str]) -> None:
+    """Wait until the kernel lists none of these any more; for ever if there are none."""
+    if not names:
+        await trio.sleep_forever()  # nobody can tell, so it is there
+    while listed_superblocks().intersection(names):  # noqa: ASYNC110 - sysfs tells nobody of changes
+        await trio.sleep(_POLL_S)
 
 
 def _error() -> OSError:

@@ -5,6 +5,8 @@ decoded (stored form); on disk in an identical span of another device; at the so
 are a job's work, so that they too are done once however many readers wait.
 
 The ``*_now`` methods do CPU work and local I/O and touch no state of the store: they may run in any thread.
+
+A little longer than other modules here: what is known of a device, of which all of the store makes use.
 """
 
 import hashlib

@@ -14,6 +14,8 @@ Layout: ``devices/<key>/`` (:mod:`veneer.store.devicefile`), ``devices/.ledger``
 
 Not here: which spans go (:mod:`veneer.store.eviction`), and which ones of a mounted device may
 (:mod:`veneer.store.owned`).
+
+Longer than other modules here: what is on the disk, and what may be, is decided in one place.
 """
 
 import errno

@@ -5,6 +5,8 @@ gets exactly the bytes it asked for, or an error; errors are not remembered, the
 
 A fetch belongs to the store: a cancelled reader cancels nobody else. All methods are for tasks of the trio
 loop that the store was opened in. Hashing, decoding and writing of more than a little is done in threads.
+
+Longer than other modules here: it is the one interface of the store; the work itself is in modules beside it.
 """
 
 from collections.abc import Callable, Iterator
