@@ -5,8 +5,6 @@ decoded (stored form); on disk in an identical span of another device; at the so
 are a job's work, so that they too are done once however many readers wait.
 
 The ``*_now`` methods do CPU work and local I/O and touch no state of the store: they may run in any thread.
-
-A little longer than other modules here: what is known of a device, of which all of the store makes use.
 """
 
 import hashlib
@@ -27,7 +25,7 @@ from veneer.store.hashing import HashAhead
 from veneer.store.memory import MemoryCache
 from veneer.store.presence import EMPTY, PRESENT, SUSPECT, Form
 
-__all__ = ["AttachedDevice", "Decode", "Local", "Original", "Outcome", "ReadWindow", "Twins"]
+__all__ = ["AttachedDevice", "Decode", "Local", "Original", "Outcome", "ReadWindow"]
 
 _log = logging.getLogger(__name__)
 
@@ -358,48 +356,3 @@ class AttachedDevice:
 
     def _what(self, span: Span) -> str:
         return f"span {span.number} (bytes {span.stored_offset}+{span.stored_length}) of {self.source.name}"
-
-
-class Twins:
-    """Finds spans with the same stored bytes, codec and length in the devices it has seen."""
-
-    def __init__(self) -> None:
-        self._first: dict[bytes, tuple[AttachedDevice, int]] = {}
-
-    def add(self, attached: AttachedDevice) -> None:
-        """Tell ``attached`` of its twins among the devices so far, and them of it."""
-        digests = attached.spans.digests
-        for number in range(len(attached.spans)):
-            digest = digests[32 * number : 32 * number + 32]
-            other, there = self._first.setdefault(digest, (attached, number))
-            if other is attached and there == number:
-                continue
-            if not _alike(attached.spans[number], other.spans[there]):
-                continue
-            group = other.twins.setdefault(there, [(other, there)])
-            group.append((attached, number))
-            attached.twins[number] = group
-
-    def remove(self, attached: AttachedDevice) -> None:
-        """Forget a device; the others stay each other's twins."""
-        digests = attached.spans.digests
-        for number in range(len(attached.spans)):
-            digest = digests[32 * number : 32 * number + 32]
-            if group := attached.twins.get(number):
-                # In place: the group is one list for all of them.
-                group[:] = [member for member in group if member[0] is not attached]
-            if self._first.get(digest, (None, 0))[0] is attached:
-                if group:
-                    self._first[digest] = group[0]
-                else:
-                    del self._first[digest]
-        attached.twins = {}
-
-
-def _alike(one: Span, two: Span) -> bool:
-    # The same stretch of a stream is something else with another window, of the same layer even.
-    return one.codec.name != DEFLATE and (one.codec, one.length, one.stored_length) == (
-        two.codec,
-        two.length,
-        two.stored_length,
-    )

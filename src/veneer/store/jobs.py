@@ -14,13 +14,14 @@ from typing import ParamSpec, TypeVar
 import trio
 
 from veneer.errors import IntegrityError, Unavailable, VeneerError
-from veneer.store.attached import AttachedDevice, Twins
+from veneer.store.attached import AttachedDevice
 from veneer.store.bulk import Bulk
 from veneer.store.fetch import Priority, SpanJob, hops
 from veneer.store.presence import Form
 from veneer.store.proof import hash_ahead
 from veneer.store.stats import StoreStats
 from veneer.store.threads import Threads
+from veneer.store.twins import Twins
 
 __all__ = ["Jobs"]
 
