@@ -110,7 +110,13 @@ def inotify_limit(count: str) -> Iterator[None]:
 
 
 def has_fuse(pid: int) -> bool:
-    return "/dev/fuse" in {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    def opened(path: Path) -> str:
+        try:
+            return os.readlink(path)
+        except FileNotFoundError:  # closed since the directory was read
+            return ""
+
+    return "/dev/fuse" in {opened(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def mounted_devices(settings: Settings) -> int:
