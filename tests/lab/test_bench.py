@@ -42,7 +42,7 @@ SERVER = ImageSpec(
     Probe("http", "served", PORT),
     {"bin/busybox": BUSYBOX, "www/index.html": b"served\n", "data": os.urandom(8 << 20)},
 )
-LAZY = ("veneer-recorded", "veneer-sidecar", "veneer-warm")
+LAZY = ("veneer-recorded", "veneer-sidecar", "veneer-warm", "veneer-warm-always")
 SYSTEMS = (*LAZY, "containerd", "parallel-pull", "local-warm", "broken")
 
 
@@ -110,10 +110,15 @@ def test_whatever_works_has_a_time_and_counters_that_prove_how_it_started(result
             assert run.network_bytes == run.connections == 0
         else:
             assert run.checks
-            assert run.requests
+            assert bool(run.requests) is (run.system != "veneer-warm")
             assert run.network_bytes < 4 << 20
             assert run.report is not None
             assert run.report["bytes_fetched"] == pytest.approx(run.network_bytes, rel=0.5, abs=20_000)
+        if run.image == "program":
+            assert run.last_output_s is not None
+            assert run.last_output_s < run.seconds
+        else:
+            assert run.last_output_s is None
         if run.network_bytes:
             assert run.arrival_bytes[-1] == run.network_bytes
         if run.system == "veneer-recorded":
@@ -162,6 +167,11 @@ def test_the_summary_counts_failures_and_pairs(results: Path) -> None:
     assert own.ratio is not None
     assert (own.ratio.count, own.ratio.median) == (2, 1.0)
     assert rows["server", "broken"].seconds is None
+    again = [(one.image, one.system, one.command is not None) for one in summary.again]
+    warm = ("veneer-warm", "veneer-warm-always")
+    assert sorted(again) == [
+        (image, name, image == "program") for image in ("program", "server") for name in warm
+    ]
     assert rows["server", "broken"].failures == 2
 
 

@@ -27,6 +27,14 @@ def test_a_program_is_ready_at_its_end(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "said\n"
 
 
+def test_the_last_output_is_told_from_the_end_of_whoever_ran_the_program(tmp_path: Path) -> None:
+    result = run("echo hello; sleep 0.1; echo bye; exec >&-; sleep 0.1", Probe("exit", "hello"), tmp_path)
+    assert result.first_output_s is not None
+    assert result.last_output_s is not None
+    assert result.seconds is not None
+    assert result.first_output_s < result.last_output_s < result.seconds
+
+
 @pytest.mark.parametrize("script", ["echo bye", "echo hello; exit 3", "kill -9 $$"])
 def test_a_program_that_does_not_do_its_work_has_no_time(script: str, tmp_path: Path) -> None:
     result = run(script, Probe("exit", "hello"), tmp_path)

@@ -27,6 +27,20 @@ def report(cached_spans: int, fetched: int) -> bytes:
     ).encode()
 
 
+@pytest.mark.parametrize(("name", "asked"), [("veneer-warm", False), ("veneer-warm-always", True)])
+def test_whether_the_registry_is_asked_again_is_a_system_of_its_own(
+    tmp_path: Path, name: str, asked: bool
+) -> None:
+    place = cast("Workplace", SimpleNamespace(directory=tmp_path, environment={}))
+    subject = cast("Subject", SimpleNamespace(reference=lambda port, variant: f"127.0.0.1:{port}/{variant}"))
+    system = Veneered(place, cast("Variants", None), name)
+    first, second = system.warm_up(subject, 5), system.launch(subject, 5)
+    assert first is not None
+    for launch in (first, second):
+        assert ("--pull missing" in " ".join(launch.argv)) is not asked
+        assert launch.argv[-1] == "127.0.0.1:5/recorded"
+
+
 @pytest.mark.parametrize(
     ("cached_spans", "fetched", "counts"), [(12, 9, True), (3, 0, True), (12, 10, False), (3, 1, False)]
 )

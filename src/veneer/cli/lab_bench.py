@@ -12,7 +12,7 @@ from veneer.errors import UsageError
 
 if TYPE_CHECKING:
     from veneer.lab.session import BenchPlan
-    from veneer.lab.summary import Row, Summary
+    from veneer.lab.summary import Again, Row, Summary
 
 __all__ = ["BENCH", "IMAGE_DIR", "summary_text"]
 
@@ -219,6 +219,10 @@ def summary_text(summary: "Summary") -> str:
         )
         lines = [f"{network.name}: seconds; ratios to {summary.reference or 'nothing'}, in pairs"]
         parts.append("\n".join([*lines, table([heading, *map(_cells, rows)])]))
+    if summary.again:
+        names = ("IMAGE", "NETWORK", "STARTED AGAIN", "PAIRS", "RATIO", "95 %", "WITH CLEANING UP", "AIM")
+        lines = ["to local-warm, in pairs, to the end of the program or a server's first answer"]
+        parts.append("\n".join([*lines, table([names, *map(_again_cells, summary.again)])]))
     if summary.overall:
         rows_of = [(network, system, f"{ratio:.3f}") for network, system, ratio in summary.overall]
         parts.append(table([("NETWORK", "SYSTEM", "GEOMETRIC MEAN OF RATIOS"), *rows_of]))
@@ -243,6 +247,22 @@ def _cells(row: "Row") -> tuple[str, ...]:
         f"{row.to_limit:.2f}" if row.to_limit is not None else "-",
         f"{row.network_bytes / 1e6:.1f}",
         f"{row.requests:.0f}" if row.requests is not None else "-",
+    )
+
+
+def _again_cells(row: "Again") -> tuple[str, ...]:
+    from veneer.lab.summary import AGAIN_AIM
+
+    low, high = row.ready.median_interval
+    return (
+        row.image,
+        row.network,
+        row.system,
+        str(row.ready.count),
+        f"{row.ready.median:.3f}",
+        f"{low:.3f}-{high:.3f}",
+        f"{row.command.median:.3f}" if row.command else "-",
+        f"{AGAIN_AIM:.2f}",
     )
 
 

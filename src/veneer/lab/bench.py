@@ -177,6 +177,7 @@ class _Runner:
                 at_s=time.monotonic() - self._began,
                 arrival_s=tuple(at for at, _ in arrivals),
                 arrival_bytes=tuple(size for _, size in arrivals),
+                last_output_s=result.last_output_s,
             )
         )
 

@@ -236,6 +236,7 @@ class RunEvent:
         command: what was spawned, shortened where it holds whole programs.
         began_s: seconds from the beginning of the bench to the spawning.
         first_output_s: from spawning to the first byte on standard output; None without.
+        last_output_s: the same to the last byte, with which the program in the container ends; None without.
         exit_code: of the command; None when it was a server, or was ended.
         network_bytes: bytes that came through the proxy.
         network_bytes_up: bytes that went.
@@ -277,6 +278,7 @@ class RunEvent:
     at_s: float
     arrival_s: tuple[float, ...] = ()
     arrival_bytes: tuple[int, ...] = ()
+    last_output_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

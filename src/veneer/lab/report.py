@@ -21,7 +21,8 @@ from veneer.lab.report_tables import (
     add_limits,
     known,
 )
-from veneer.lab.summary import Row
+from veneer.lab.statistics import Ratio
+from veneer.lab.summary import AGAIN_AIM, Again, Row
 from veneer.lab.sweep_report import add_sweep
 
 __all__ = ["make_report"]
@@ -100,6 +101,14 @@ class _Report:
                 [self._aim(row) for row in sorted(aimed, key=self._place)],
                 words=3,
             )
+        if self.summary.again:
+            page.heading("Started again, as a part of local-warm")
+            page.paragraph(report_text.AGAIN)
+            page.table(
+                ["system", "image", "distance", "ratio", "95 %", "pairs", "with cleaning up", "aim", ""],
+                [self._again(one) for one in self.summary.again],
+                words=3,
+            )
         if self.summary.overall:
             networks = [network.name for network in self.environment.networks]
             by = {(network, system): ratio for network, system, ratio in self.summary.overall}
@@ -119,7 +128,6 @@ class _Report:
     def _aim(self, row: Row) -> list[object]:
         assert row.ratio is not None
         assert row.aim is not None
-        met = row.ratio.median <= row.aim
         return [
             self._name(row.system),
             row.image,
@@ -128,7 +136,20 @@ class _Report:
             _interval(row.ratio.count, *row.ratio.median_interval),
             row.ratio.count,
             number_text(row.aim),
-            Cell("met" if met else "missed", "met" if met else "missed"),
+            _verdict(row.ratio, row.aim),
+        ]
+
+    def _again(self, again: Again) -> list[object]:
+        return [
+            self._name(again.system),
+            again.image,
+            again.network,
+            number_text(again.ready.median),
+            _interval(again.ready.count, *again.ready.median_interval),
+            again.ready.count,
+            again.command and number_text(again.command.median),
+            number_text(AGAIN_AIM),
+            _verdict(again.ready, AGAIN_AIM),
         ]
 
     def _place(self, row: Row) -> tuple[int, int, int]:
@@ -288,6 +309,11 @@ class _Report:
         self.page.section("sweep", "Sweeps")
         for path in self.sweeps:
             add_sweep(self.page, path)
+
+
+def _verdict(ratio: Ratio, aim: float) -> Cell:
+    word = "met" if ratio.median <= aim else "missed"
+    return Cell(word, word)
 
 
 def _interval(count: int, low: float, high: float) -> str | None:

@@ -1,10 +1,15 @@
 """What a report says in words, below the headings of its sections."""
 
-__all__ = ["BYTES", "DISTANCE", "FAILURES", "LIMITS", "REPEAT", "SHORT", "STARTS"]
+__all__ = ["AGAIN", "BYTES", "DISTANCE", "FAILURES", "LIMITS", "REPEAT", "SHORT", "STARTS"]
 
 SHORT = (
     "Time from the shell to readiness, caches and state cold. Ratios are of the two runs in one block, so "
     "what slows the machine meets both; brackets are 95 % bootstrap intervals of the median."
+)
+AGAIN = (
+    "To the last byte that the program in the container writes, or to a server's first answer: the same event "
+    "for both. With cleaning up, it is to the end of the command: veneer has unmounted then, and local-warm "
+    "leaves that to be done."
 )
 DISTANCE = (
     "Medians with their intervals. The dashed line is the limit of the model: round trips that must "

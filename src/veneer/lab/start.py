@@ -38,6 +38,8 @@ class Start:
         began: :func:`time.monotonic` before it was spawned.
         seconds: until its end or its first answer; None unless ``ok``.
         first_output_s: until the first byte on standard output; None for servers, and without.
+        last_output_s: until the last one. A program that says what it has found ends with it; what comes after
+            that is whoever ran it cleaning up, each in a way of his own.
         exit_code: None for a server that was ended, and for what had to be.
         error: why it is not ``ok``.
         output: what a program wrote to standard output.
@@ -50,6 +52,7 @@ class Start:
     exit_code: int | None
     error: str | None
     output: bytes = b""
+    last_output_s: float | None = None
 
 
 def start(
@@ -101,7 +104,7 @@ def start(
 
 def _program(process: "subprocess.Popen[bytes]", probe: Probe, began: float, deadline_s: float) -> Start:
     assert process.stdout is not None
-    output, first = bytearray(), None
+    output, first, last = bytearray(), None, None
     with process.stdout as pipe:
         descriptor = pipe.fileno()
         while True:
@@ -111,8 +114,9 @@ def _program(process: "subprocess.Popen[bytes]", probe: Probe, began: float, dea
             piece = os.read(descriptor, _PIECE)
             if not piece:
                 break
+            last = time.monotonic() - began
             if first is None:
-                first = time.monotonic() - began
+                first = last
             output += piece[: _MAX_OUTPUT - len(output)]
     # Not wait() with a time-out, which looks now and then and sleeps up to 50 ms in between.
     if not _ended(process, began + deadline_s - time.monotonic()):
@@ -123,7 +127,7 @@ def _program(process: "subprocess.Popen[bytes]", probe: Probe, began: float, dea
     elif not bytes(output).startswith(probe.answer.encode()):
         error = f"wrote {bytes(output[:80])!r}, not {probe.answer!r}"
     outcome = "failed" if error else "ok"
-    return Start(outcome, began, None if error else seconds, first, code, error, bytes(output))
+    return Start(outcome, began, None if error else seconds, first, code, error, bytes(output), last)
 
 
 def _ended(process: "subprocess.Popen[bytes]", wait_s: float) -> bool:

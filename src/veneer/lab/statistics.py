@@ -126,15 +126,19 @@ def ratio_of(ratios: Sequence[float]) -> Ratio:
     )
 
 
-def paired_ratios(runs: Iterable[RunEvent], reference: str) -> Mapping[tuple[str, str, str], list[float]]:
+def paired_ratios(
+    runs: Iterable[RunEvent],
+    reference: str,
+    time_of: Callable[[RunEvent], float | None] = lambda run: run.seconds,
+) -> Mapping[tuple[str, str, str], list[float]]:
     """Time of a run by that of the reference in the same block: by (image, network, system), in blocks' order.
 
     Blocks where one of the two has no time are left out; those of a timing record are no blocks.
     """
     times: dict[tuple[str, str, int], dict[str, float]] = {}
     for run in runs:
-        if run.seconds is not None and run.block >= 0:
-            times.setdefault((run.image, run.network, run.block), {})[run.system] = run.seconds
+        if (seconds := time_of(run)) is not None and run.block >= 0:
+            times.setdefault((run.image, run.network, run.block), {})[run.system] = seconds
     out: dict[tuple[str, str, str], list[float]] = {}
     for (image, network, _), by_system in sorted(times.items()):
         if reference not in by_system:
