@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from tests.daemon.ending import stop_at_once
 from tests.daemon.supervised_program import PROGRAM
 
 __all__ = ["ADOPTS", "READY", "STANDBY", "TAKES_OVER", "WORKER", "Daemon", "Manager", "running"]
@@ -94,10 +95,7 @@ class Daemon:
         """Send a signal to processes of the daemon, before any of them can do anything about the others."""
         pids = [self.pids[role] for role in roles]
         if len(pids) > 1:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            while any(_state(pid) != "T" for pid in pids):
-                os.sched_yield()
+            stop_at_once(pids)
         for pid in pids:
             os.kill(pid, number)
 
@@ -112,10 +110,6 @@ class Daemon:
         self.process.wait()
         self.log.close()
         self.said.close()
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class Manager:

@@ -5,12 +5,10 @@ import hashlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,9 @@ import pytest
 import trio
 
 from tests.convert.layouts import INDEX_TYPE, Layout
+from tests.daemon.ending import kill_at_once
 from tests.daemon.layouts import LARGE, lazy_image, settings_in
+from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.convert.convert import convert
 from veneer.daemon import client, lifecycle, mounts
@@ -65,21 +65,8 @@ def processes(settings: Settings) -> dict[str, int]:
 
 def kill(settings: Settings, *roles: str) -> None:
     """Kill processes of the daemon at once, and wait until they are gone."""
-    pids = [processes(settings)[role] for role in roles]
-    opened = [os.pidfd_open(pid) for pid in pids]
-    for process in opened:
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-    for process in opened:
-        select.select([process], [], [])
-        os.close(process)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does and tells nobody."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+    found = processes(settings)
+    kill_at_once([found[role] for role in roles])
 
 
 def another_worker(settings: Settings, before: int) -> None:
@@ -393,15 +380,6 @@ def test_what_is_wrong_is_said_the_same_on_the_short_way(
     lifecycle.stop_daemon(settings.run_dir)
 
 
-def delete(directory: Path) -> None:
-    """Delete a directory that somebody may be writing to: what comes meanwhile, too."""
-    for _ in range(100):
-        shutil.rmtree(directory, ignore_errors=True)
-        if not directory.exists():
-            return
-    pytest.fail(f"{directory} cannot be deleted")
-
-
 def test_a_cache_that_is_deleted_under_a_mount_costs_that_mount_alone(
     workplace: Path, settings: Settings, image: str
 ) -> None:
@@ -431,7 +409,7 @@ def test_stopping_waits_for_the_supervisor_that_takes_over(
         monkeypatch.setattr(time, "sleep", lambda _seconds: named(living.pid))
         try:
             assert lifecycle.stop_daemon(tmp_path)
-            assert living.wait(10) == -signal.SIGTERM
+            assert living.wait(60) == -signal.SIGTERM
         finally:
             living.kill()
         dead.wait()
@@ -700,7 +678,7 @@ def test_a_cache_that_was_deleted_between_mounts_is_made_anew(
         mount(image, workplace / "mnt", replace(settings, cache_quota=quota))
         assert (workplace / "mnt/large").read_bytes() == LARGE
         umount(workplace / "mnt", settings)
-        shutil.rmtree(settings.cache_dir)
+        delete(settings.cache_dir)
     worker = daemon_status(settings)["worker"]
     mount(image, workplace / "mnt", settings)
     assert (workplace / "mnt/large").read_bytes() == LARGE

@@ -11,8 +11,9 @@ import trio
 from tests.cli.invoking import invoke
 from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image
-from tests.daemon.test_daemon import eventually, mount, to_registry, umount
+from tests.daemon.test_daemon import mount, to_registry, umount
 from tests.daemon.test_packs import fetched, profile_of
+from tests.waiting import eventually
 from veneer.convert.attach import attach_profiles
 from veneer.convert.local import make_local_pack
 from veneer.daemon import mounts

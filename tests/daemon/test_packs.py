@@ -12,7 +12,6 @@ import trio
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
 from tests.daemon.test_daemon import (
     another_worker,
-    eventually,
     kill,
     mount,
     processes,
@@ -20,6 +19,7 @@ from tests.daemon.test_daemon import (
     to_registry,
     umount,
 )
+from tests.waiting import eventually
 from veneer.container.options import ContainerOptions
 from veneer.convert.convert import convert
 from veneer.convert.local import make_local_pack

@@ -20,7 +20,6 @@ from tests.daemon.test_daemon import (
     another_worker,
     daemon_status,
     environment,
-    eventually,
     kill,
     mount,
     nothing_mounted,
@@ -29,6 +28,7 @@ from tests.daemon.test_daemon import (
     umount,
 )
 from tests.registry.servers import docker_registry
+from tests.waiting import eventually
 from veneer.container.options import ContainerOptions
 from veneer.daemon import mounts
 from veneer.daemon.client import RunRequest, run_image

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.invoking import invoke
-from tests.daemon.test_daemon import environment, eventually, mount, number_of, processes, umount
+from tests.daemon.test_daemon import environment, mount, number_of, processes, umount
+from tests.waiting import eventually
 from veneer.daemon import mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.settings import Settings

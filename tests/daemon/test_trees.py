@@ -2,13 +2,8 @@
 
 import json
 import os
-import select
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from tests.daemon.ending import kill_at_once
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
+from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.daemon import client, lifecycle, mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
@@ -72,19 +69,8 @@ def events(settings: Settings) -> dict[str, int]:
 def kill_worker(settings: Settings) -> None:
     """Kill it, and wait for another one."""
     pid = json.loads((settings.run_dir / "daemon.json").read_bytes())["worker"]
-    process = os.pidfd_open(pid)
-    signal.pidfd_send_signal(process, signal.SIGKILL)
-    select.select([process], [], [])
-    os.close(process)
+    kill_at_once([pid])
     eventually(lambda: ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] != pid)
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for something that another process does and tells nobody."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def file_system_of(mountpoint: Path, settings: Settings) -> int:
@@ -238,7 +224,7 @@ def test_a_cache_that_is_deleted_is_not_filled_any_more(
     for pattern in ("cache", "cache/devices", "cache/devices/[!.]*"):
         run(image, settings, "cat", "/etc/hello")
         for deleted in list(workplace.glob(pattern)):
-            shutil.rmtree(deleted)
+            delete(deleted)
         run(image, settings, "cat", "/etc/hello")
         assert data_files(settings), "a tree over deleted files would go on filling those"
 

@@ -25,13 +25,27 @@ PING_TIMEOUT_S, PING_PAUSE_S = 5.0, 0.02
 
 
 def restore(run_dir: Path) -> None:
-    """Start a daemon when there are mounts of one that is gone: it serves them again, or cleans up."""
+    """Start a daemon when there are mounts of one that is gone: it serves them again, or cleans up.
+
+    Raises MountError.
+    """
     if not any(record.daemon for record in mount_records(run_dir)):
         return
-    try:
-        ask(run_dir, DAEMON_SOCKET, "ping")
-    except Refused:
-        start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            ask(run_dir, DAEMON_SOCKET, "ping")
+            return
+        except Refused:
+            if start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S):
+                return
+            # Somebody else is starting it; or what is left of one that died has its lock, and not for long.
+        except MountError:
+            pass  # who took the question on has died with it
+        time.sleep(PING_PAUSE_S)
+    raise MountError(
+        "the daemon does not answer, and no other can be started", hint=f"see {run_dir / 'daemon.log'}"
+    )
 
 
 def start_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> bool:

@@ -1,0 +1,80 @@
+"""The beginning of a daemon where there has been one, whatever is left of that."""
+
+import fcntl
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.test_daemon import kill, mount, nothing_mounted
+from veneer.daemon import lifecycle, mounts
+from veneer.daemon.ask import ask
+from veneer.errors import MountError
+from veneer.settings import Settings
+
+pytestmark = [pytest.mark.root]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return replace(settings, backend="erofs-fanotify")
+
+
+def test_what_is_left_of_a_dead_daemon_for_a_moment_does_not_keep_another_one_from_starting(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that has not executed its program yet has the lock, and the socket, of who forked it."""
+    mount(image, workplace / "mnt", settings)
+    lock = os.open(settings.run_dir / "daemon.lock", os.O_RDWR)
+    kill(settings, "worker", "supervisor", "standby")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        if not pauses:
+            os.close(lock)
+        pauses.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", pause)
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert pauses
+    assert found.record.kind == "detached", "another daemon has given it up"
+    monkeypatch.undo()
+    nothing_mounted(settings)
+
+
+def test_a_question_that_died_with_the_worker_is_asked_again(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    asked: list[str] = []
+
+    def broken(run_dir: Path, name: str, op: str) -> dict[str, object]:
+        asked.append(op)
+        if len(asked) == 1:
+            raise MountError("closed the connection without an answer")
+        return ask(run_dir, name, op)
+
+    monkeypatch.setattr(lifecycle, "ask", broken)
+    lifecycle.restore(settings.run_dir)
+    assert asked == ["ping", "ping"]
+    monkeypatch.undo()
+    mounts.umount(workplace / "mnt", settings.run_dir)
+
+
+def test_a_daemon_that_cannot_be_had_is_an_error_in_time(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    kill(settings, "worker", "supervisor", "standby")
+    with (settings.run_dir / "daemon.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(lifecycle, "STOP_TIMEOUT_S", 0.1)
+        with pytest.raises(MountError, match="no other can be started") as caught:
+            mounts.list_mounts(settings.run_dir)
+        assert "daemon.log" in str(caught.value.hint)
+    monkeypatch.undo()
+    assert mounts.list_mounts(settings.run_dir).daemon is not None
+    nothing_mounted(settings)
