@@ -34,7 +34,7 @@ def test_it_serves_until_a_signal(tmp_path: Path, number: signal.Signals) -> Non
     with serving(tmp_path, "--print-requests") as (process, url):
         assert httpx.get(f"{url}/v2/", trust_env=False).status_code == 200
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert errors.splitlines() == [f"serving {tmp_path} on {url}", "GET /v2/ 200 2 bytes"]
 
@@ -63,7 +63,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
             (["--tls-cert", __file__], f"cannot use {__file__}"),
         ):
             done = subprocess.run(
-                [*COMMAND, str(tmp_path), *options], capture_output=True, text=True, timeout=20, check=False
+                [*COMMAND, str(tmp_path), *options], capture_output=True, text=True, timeout=60, check=False
             )
             assert done.returncode == 2
             assert message in done.stderr

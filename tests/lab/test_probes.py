@@ -79,7 +79,7 @@ def test_nobody_listening_is_not_ready() -> None:
 
 
 def until(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true() and time.monotonic() < deadline:
         time.sleep(0.01)
     return true()

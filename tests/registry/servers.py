@@ -44,7 +44,7 @@ async def docker_registry(directory: Path) -> AsyncIterator[str]:
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, stdout=DEVNULL, stderr=DEVNULL, check=False)
         process: trio.Process = await nursery.start(run, [program, "serve", os.fspath(config)])
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await _listening(host)
         try:
             yield host

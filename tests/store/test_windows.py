@@ -181,5 +181,5 @@ async def test_windows_do_not_wait_for_the_turns_of_what_waits_for_them(
     settings = replace(store_settings(tmp_path), most_requests=1)
     async with open_store(settings) as store:
         attached = store.attach(one.device, WithWindows(layer, windows))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert await store.read(attached, 0, len(one.plain)) == one.plain

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 #: How long a server may take until it answers.
-START_DEADLINE_S = 30.0
+START_DEADLINE_S = 60.0
 
 
 def free_port() -> int:

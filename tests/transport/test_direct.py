@@ -230,5 +230,5 @@ async def test_a_cancelled_request_gives_its_connection_up(transport: Transport)
         await wire.answer(200, b"hello")
 
     async with serve(hello) as server:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await fetch(transport, server.host) == b"hello"
