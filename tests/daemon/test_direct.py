@@ -25,7 +25,8 @@ from veneer.mount import completion
 from veneer.mount.kernel import mounts_at
 from veneer.settings import Settings
 from veneer.store.maintenance import clear, collect, list_devices
-from veneer.store.spanstore import open_store
+from veneer.store.spanstore import Priority, open_store
+from veneer.store.wanted import Range
 from veneer.testing.tars import TarItem, tar
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -256,7 +257,8 @@ async def test_what_has_been_read_completely_is_proven_for_the_next_mount(
     async with open_store(settings) as store, open_image(image, settings) as found:
         attached = [store.attach(*pair) for pair in zip(found.devices, found.sources, strict=True)]
         for device in attached:
-            assert await store.bring(device)
+            await store.bring([Range(device, 0, device.size)], priority=Priority.READAHEAD)
+            assert device.all_present
         assert not any(device.complete for device in attached)
         with trio.fail_after(30):
             await completion.prove_when_quiet(store, attached)

@@ -9,6 +9,7 @@ import trio
 
 from veneer.daemon.holdings import Holding, Holdings
 from veneer.daemon.trees import KEEP_S, MOST_KEPT, Trees
+from veneer.mount.interest import Interest
 from veneer.mount.resident import HeldTree, ResidentMounter
 
 
@@ -17,6 +18,13 @@ class Mounter:
 
     def __init__(self) -> None:
         self.events: list[str] = []
+        self.interest = Interest()
+
+    async def serves(self) -> bool:
+        """Whether what is fetched ahead for its places goes on."""
+        with trio.move_on_after(0.01) as scope:
+            await self.interest.there()
+        return not scope.cancelled_caught
 
     def has_ended(self) -> bool:
         return bool(self.events)
@@ -57,9 +65,12 @@ async def test_a_tree_is_kept_for_a_while_after_its_last_place(autojump_clock: t
         trees.give_back(first)
         await trio.sleep(2 * KEEP_S)
         assert not mounter.has_ended(), "it is in use"
+        assert await mounter.serves()
         trees.give_back(first)
         await trio.sleep(KEEP_S - 1)
+        assert not await mounter.serves()
         assert trees.take(holding, lambda: made) is first
+        assert await mounter.serves()
         trees.give_back(first)
         await trio.sleep(KEEP_S - 1)
         assert [tree.places for tree in trees.kept] == [3]

@@ -1,6 +1,8 @@
 """Packs from profile to mount: made, named, found, and used by the daemon; and those that are not right."""
 
 import json
+import random
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.cli.invoking import invoke
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
 from tests.daemon.test_daemon import (
     another_worker,
@@ -65,7 +68,7 @@ async def start_profile(text: str, settings: Settings, workload: str = "default"
     """What :data:`COMMAND` reads, and more of the large file."""
     async with open_image(text, settings) as image:
         await image.load()
-        size = 10_000_000
+        size = 20_000_000
         hot = [(b"bin/busybox", 0, size), (b"etc/hello", 0, size), (b"large", 1_000_000, size)]
         return profile_of(image, *hot, workload=workload)
 
@@ -143,6 +146,76 @@ def test_a_start_with_the_right_pack_asks_for_nothing_else(
             assert again.requests == 1, (
                 "to see whether the tag has moved; the connection and its kind are known"
             )
+
+    trio.run(main)
+
+
+def ranges_of(registry: ScriptedRegistry, digest: str) -> list[tuple[int, int]]:
+    """First and last byte of what was asked of a blob, in order of arrival."""
+    asked = registry.asked("GET", digest)
+    found = [re.fullmatch(r"bytes=(\d+)-(\d+)", record.header("range") or "") for record in asked]
+    assert all(found)
+    return [(int(one[1]), int(one[2])) for one in found if one]
+
+
+def kept_pack(settings: Settings) -> dict[str, int]:
+    """How much there is of the pack of the one tree, which nobody uses."""
+    daemon = mounts.list_mounts(settings.run_dir).daemon
+    assert daemon is not None
+    (tree,) = daemon["trees"]
+    assert tree["users"] == 0
+    return dict(tree["pack"])
+
+
+def at_rest(settings: Settings) -> bool:
+    """Whether nothing is under way."""
+    daemon = mounts.list_mounts(settings.run_dir).daemon
+    assert daemon is not None
+    links = [link for links in daemon["links"].values() for link in links.values()]
+    classes = [one for link in links for one in link["classes"].values()]
+    return not any(one["running"] or one["queued_spans"] for one in classes)
+
+
+def test_a_pack_is_fetched_no_further_while_nobody_has_the_tree(workplace: Path, settings: Settings) -> None:
+    """Beyond what was on its way: what is asked for before the index is known, and a request."""
+    large = random.Random(2).randbytes(12_500_000)
+
+    def mount_it(name: str) -> None:
+        mount(name, workplace / "mnt", replace(settings, most_requests=1), writable=True)
+
+    async def main() -> None:
+        apart = settings_in(workplace / "elsewhere")
+        layer = busybox_layer(TarItem(b"etc/hello", content=b"hello\n"), TarItem(b"large", content=large))
+        await packed(await lazy_image(workplace / "layout", apart, [layer]), apart)
+        blobs = blobs_of(workplace / "layout", "packed")
+        async with scripted_registry(to_registry(workplace)) as registry:
+            held = Hold()
+            beyond = registry.faults.add(held, path=blobs["data"], nth=2)
+            name = f"{registry.host}/team/app:packed"
+            await trio.to_thread.run_sync(mount_it, name)
+            await held.arrived.wait()
+            await trio.to_thread.run_sync(umount, workplace / "mnt", settings)
+            before = (await trio.to_thread.run_sync(kept_pack, settings))["cached"]
+            held.release.set()
+            await trio.to_thread.run_sync(eventually, lambda: at_rest(settings))
+            kept = await trio.to_thread.run_sync(kept_pack, settings)
+            assert beyond.seen == 2
+            assert before < kept["cached"] < kept["size"]
+            shown = invoke("status", env={"VENEER_RUN_DIR": str(settings.run_dir)})
+            assert "of its pack" in shown.stdout
+            # It goes on where it was, for the next one.
+            await trio.to_thread.run_sync(mount_it, name)
+            await trio.to_thread.run_sync(eventually, lambda: the_pack(settings).complete)
+            got = await trio.to_thread.run_sync((workplace / "mnt/large").read_bytes)
+            assert got[2_000_000:] == large[2_000_000:]
+            (begin, ahead), *rest = ranges_of(registry, blobs["data"])
+            assert begin == 0
+            assert rest[0][0] <= ahead + 1
+            assert [start for start, _ in rest[1:]] == [end + 1 for _, end in rest[:-1]], "nothing twice"
+            await trio.to_thread.run_sync(umount, workplace / "mnt", settings)
+            shown = invoke("status", env={"VENEER_RUN_DIR": str(settings.run_dir)})
+            assert "kept for another start" in shown.stdout
+            assert "of its pack" not in shown.stdout
 
     trio.run(main)
 

@@ -208,12 +208,16 @@ def test_the_end_of_a_worker_lets_go_of_kept_trees(
 
 
 def test_looking_after_the_cache_ends_what_is_kept(workplace: Path, settings: Settings, image: str) -> None:
-    run(image, settings, "true")
     environ = os.environ | {
         "VENEER_CACHE_DIR": str(settings.cache_dir),
         "VENEER_RUN_DIR": str(settings.run_dir),
     }
-    subprocess.run([sys.executable, "-m", "veneer", "cache", "clear"], env=environ, check=True)
+    for command in ("gc", "check", "clear"):
+        run(image, settings, "true")
+        assert len(trees(settings)) == 1
+        subprocess.run([sys.executable, "-m", "veneer", "cache", command], env=environ, check=True)
+        assert trees(settings) == []
+        assert pins(settings) == []
     assert data_files(settings) == []
     run(image, settings, "cat", "/etc/hello")
 

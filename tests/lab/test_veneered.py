@@ -1,4 +1,4 @@
-"""What counts as a warm start: what it fetches is what the first start did not read."""
+"""What counts as a warm start: what it fetches is what the first start did not read. What a start leaves."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from veneer.lab.distance import Counters
 from veneer.lab.variants import Variants
-from veneer.lab.veneered import Veneered
+from veneer.lab.veneered import VENEERED, Veneered
 from veneer.lab.workplace import Subject, Workplace
 
 
@@ -56,3 +56,25 @@ def test_a_second_start_may_read_something_new_but_nothing_twice(
         Path(launch.argv[launch.argv.index("--report") + 1]).write_bytes(contents)
     facts = system.facts(subject, cast("Counters", None))
     assert facts.checks == {"nothing was fetched again": counts, "it used the pack": True}
+
+
+@pytest.mark.parametrize("name", sorted(VENEERED))
+def test_what_is_kept_for_another_start_is_let_go_of_where_there_is_none(tmp_path: Path, name: str) -> None:
+    ran: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(argv: list[str], environment: dict[str, str]) -> bytes:
+        ran.append((argv, environment))
+        return b""
+
+    place = cast("Workplace", SimpleNamespace(directory=tmp_path, environment={"A": "b"}, run=run))
+    system = Veneered(place, cast("Variants", None), name)
+    system.finish(cast("Subject", None))
+    _, warm, *_ = VENEERED[name]
+    if warm:
+        assert ran == [], "the next start would not be a second one"
+    else:
+        ((argv, environment),) = ran
+        assert argv[1:] == ["cache", "gc"]
+        assert environment == {"A": "b", "VENEER_CACHE_DIR": str(tmp_path / "veneer-cache")}
+        launched = system.launch(cast("Subject", SimpleNamespace(reference=lambda *_: "x")), 1)
+        assert environment["VENEER_CACHE_DIR"] == launched.environment["VENEER_CACHE_DIR"]

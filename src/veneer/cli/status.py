@@ -118,10 +118,18 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
     requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
     lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
     kept = [tree for tree in daemon["trees"] if tree["idle_s"] is not None]
-    lines += [f"  kept for another start for {tree['idle_s']:.0f} s: {tree['image']}" for tree in kept]
+    lines += [_describe_kept(tree) for tree in kept]
     for links in daemon["links"].values():
         lines += [_describe_link(host, link) for host, link in links.items()]
     return "\n".join(lines)
+
+
+def _describe_kept(tree: "dict[str, Any]") -> str:
+    """A tree that no mount has now."""
+    line = f"  kept for another start for {tree['idle_s']:.0f} s: {tree['image']}"
+    if (pack := tree["pack"]) is not None and pack["cached"] < pack["size"]:
+        line += f", with {size_text(pack['cached'])} of {size_text(pack['size'])} of its pack"
+    return line
 
 
 def _describe_link(host: str, link: "dict[str, Any]") -> str:

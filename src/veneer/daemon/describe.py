@@ -73,7 +73,7 @@ def mount_report(
             LayerReport(
                 digest=str(device.device.blob.digest),
                 size=device.size,
-                cached=_cached(device),
+                cached=device.cached,
                 spans=len(device.spans),
                 cached_spans=0 if device.file is None else device.file.map.present_spans,
                 complete=device.complete,
@@ -96,13 +96,9 @@ def _pack_report(pack: FoundPack, packed: AttachedDevice | None) -> PackReport:
         origin=named.origin,
         digest=str(named.descriptor.digest),
         size=pack.index.device.spans.size,
-        cached=0 if packed is None else _cached(packed),
+        cached=0 if packed is None else packed.cached,
         mapped=packed is not None,
         complete=packed is not None and packed.complete,
         static=named.static,
         image="" if named.image is None else str(named.image),
     )
-
-
-def _cached(device: AttachedDevice) -> int:
-    return 0 if device.file is None else device.file.map.present_bytes

@@ -25,13 +25,11 @@ from veneer.prefetch.profile import Use, disjoint
 from veneer.store.attached import AttachedDevice
 from veneer.store.fetch import Priority
 from veneer.store.spanstore import SpanStore
+from veneer.store.wanted import Range
 
 __all__ = ["follow_hint"]
 
 log = logging.getLogger(__name__)
-
-#: Ranges queued before other tasks get a turn.
-_AT_ONCE = 64
 
 
 async def follow_hint(
@@ -44,7 +42,7 @@ async def follow_hint(
     mounted: trio.Event,
     told: Callable[[HintReport], None],
 ) -> None:
-    """Find what is known of a start and queue it.
+    """Find what is known of a start, and fetch it for as long as this is waited for.
 
     Args:
         image: what is mounted.
@@ -75,12 +73,8 @@ async def follow_hint(
     covered = None if pack is None else pack.index
     uses = await trio.to_thread.run_sync(partial(_wanted, hint.profile.uses, covered))
     devices = {one.device.diff_id: one for one in attached}
-    for number, use in enumerate(uses):
-        if not number % _AT_ONCE:
-            await trio.lowlevel.checkpoint()
-        device = devices[use.layer]
-        if not device.detached:
-            store.prefetch(device, use.offset, use.end, priority=Priority.PROFILE)
+    ranges = (Range(devices[use.layer], use.offset, use.length) for use in uses)
+    await store.bring(ranges, priority=Priority.PROFILE)
 
 
 def _report(hint: Hint) -> HintReport:

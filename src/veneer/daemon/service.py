@@ -80,7 +80,8 @@ async def serve_mount(
                     attached = [store.attach(device, source) for device, source in pairs]
                 if image.pack is not None:
                     # Here a pack only tells what will be read: reads are answered by this process in any case.
-                    originals(image.pack.index, store, attached).prefetch(Priority.PROFILE)
+                    copied = originals(image.pack.index, store, attached)
+                    nursery.start_soon(copied.bring, Priority.PROFILE)
                 mounter = await _mounter(request, place, image, store, attached, report, timing)
                 service = Service(
                     place,

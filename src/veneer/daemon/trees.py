@@ -4,8 +4,8 @@ A tree has the page cache of what was read from it, its devices held and its ima
 image with the same pack again finds all of that. It is nobody's mount: it is in no directory while no place
 has it, and vanishes with this process.
 
-What is only kept is let go of as soon as it is in anybody's way: of the end of the daemon, of the quota, of
-whoever deletes the cache or wants it with other settings.
+What is only kept fetches nothing, and is let go of as soon as it is in anybody's way: of the end of the daemon,
+of the quota, of whoever deletes the cache or wants it with other settings.
 """
 
 import logging
@@ -78,6 +78,7 @@ class Trees:
         if tree is None:
             tree = self._trees[holding] = self._begin(holding, SharedTree(make()), keep=True)
         tree.expiry.cancel()
+        tree.shared.go_on()
         tree.users += 1
         tree.places += 1
         return tree
@@ -97,6 +98,7 @@ class Trees:
         if not tree.keep or self._closing:
             self._let_go(tree)
             return
+        tree.shared.rest()
         tree.expiry = trio.CancelScope()
         self._nursery.start_soon(self._expire, tree, tree.expiry)
         idle = self.kept
@@ -117,6 +119,7 @@ class Trees:
                 "users": tree.users,
                 "places": tree.places,
                 "idle_s": None if tree.users else round(now - tree.idle_since, 1),
+                "pack": _pack_of(tree),
             }
             for tree in self._trees.values()
         ]
@@ -184,6 +187,13 @@ class Trees:
         with scope:
             await trio.sleep(KEEP_S)
             self._let_go(tree)
+
+
+def _pack_of(tree: Tree) -> dict[str, int] | None:
+    """How much of its pack has been fetched, if it has one."""
+    if (packed := tree.shared.mounter.packed) is None:
+        return None
+    return {"size": packed.attached.size, "cached": packed.attached.cached}
 
 
 def _is_deleted(tree: Tree) -> bool:

@@ -64,7 +64,7 @@ class Veneered(System):
         return Launch(argv, launch.environment)
 
     def finish(self, subject: Subject) -> None:
-        """Nothing is left, but for who is to start again: what is kept may be fetching the rest of its pack."""
+        """Nothing is left, but for who is to start again: what is kept takes memory, and holds its devices."""
         if not self._warm:
             # veneer run cleans up after itself; this lets go of its tree.
             self.place.run([veneer_program(), "cache", "gc"], self._environment())

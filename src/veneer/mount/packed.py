@@ -7,6 +7,7 @@ bytes, which the pack is a copy of; so a pack can be slow, but neither fail a re
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,7 @@ import trio
 
 from veneer.errors import MountError
 from veneer.mount.bdi import NORMAL_KB, set_read_ahead
+from veneer.mount.interest import Interest
 from veneer.mount.precontent import GuardedDevices
 from veneer.oci.descriptor import Descriptor
 from veneer.prefetch.pack import PackIndex, in_order
@@ -21,6 +23,7 @@ from veneer.source.base import BlobSource
 from veneer.store.fetch import Priority
 from veneer.store.original import Originals, Piece
 from veneer.store.spanstore import AttachedDevice, SpanStore
+from veneer.store.wanted import Range
 
 __all__ = ["Packed", "follow_next_start", "follow_start", "originals"]
 
@@ -95,8 +98,11 @@ async def follow_start(
     guards: GuardedDevices,
     attached: Sequence[AttachedDevice],
     setting: Path | None,
+    interest: Interest,
 ) -> None:
     """Fetch a pack to its end, and let the kernel read ahead again when the start is over.
+
+    Both wait while nobody has the mount: the pack is for who starts.
 
     While a start reads from its pack, what the kernel reads ahead is mostly cold, and would cost requests that
     nobody waits for. Files that were opened meanwhile go on without; the store has a policy of its own.
@@ -107,18 +113,23 @@ async def follow_start(
         guards: holds the devices.
         attached: all devices of the mount, the pack's included.
         setting: of the mount's read-ahead; None to leave it alone.
+        interest: whether anybody has the mount.
     """
     fetched = trio.Event()
     async with trio.open_nursery() as nursery:
         if setting is not None:
-            nursery.start_soon(_end_start, packed, fetched, guards, attached, setting)
-        await _fetch(packed, store)
+            nursery.start_soon(_end_start, packed, fetched, guards, attached, setting, interest)
+        await interest.pursue(partial(_fetch, packed, store))
         guards.consider(packed.attached)
         fetched.set()
 
 
 async def follow_next_start(
-    packed: Packed, guards: GuardedDevices, attached: Sequence[AttachedDevice], setting: Path
+    packed: Packed,
+    guards: GuardedDevices,
+    attached: Sequence[AttachedDevice],
+    setting: Path,
+    interest: Interest,
 ) -> None:
     """The same for another start from a mount whose pack has been fetched, or is being.
 
@@ -127,7 +138,7 @@ async def follow_next_start(
     """
     fetched = trio.Event()
     fetched.set()
-    await _end_start(packed, fetched, guards, attached, setting)
+    await _end_start(packed, fetched, guards, attached, setting, interest)
 
 
 async def _end_start(
@@ -136,6 +147,7 @@ async def _end_start(
     guards: GuardedDevices,
     attached: Sequence[AttachedDevice],
     setting: Path,
+    interest: Interest,
 ) -> None:
     """Wait until the start is over, or turns out to be another one than that of the pack."""
     cold = [one for one in attached if one is not packed.attached]
@@ -143,6 +155,8 @@ async def _end_start(
     while guards.questions(cold) - before < MISFIT:
         if fetched.is_set() and trio.current_time() - last >= QUIET_S:
             break
+        if not fetched.is_set():
+            await interest.there()
         await trio.sleep(_LOOK_S)
         last = max(last, guards.asked(attached))
     try:
@@ -152,12 +166,20 @@ async def _end_start(
 
 
 async def _fetch(packed: Packed, store: SpanStore) -> None:
-    if await store.bring(packed.attached, priority=Priority.PROFILE):
+    attached = packed.attached
+
+    async def comes() -> bool:
+        await store.bring([Range(attached, 0, attached.size)], priority=Priority.PROFILE)
+        return attached.all_present
+
+    if await comes():
         return
     # Next best: the same bytes of the layers, which what is missing is made of when it is read.
-    packed.originals.prefetch(Priority.PROFILE)
-    for pause in _PAUSES_S:
-        await trio.sleep(pause)
-        if await store.bring(packed.attached, priority=Priority.PROFILE):
-            return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(packed.originals.bring, Priority.PROFILE)
+        for pause in _PAUSES_S:
+            await trio.sleep(pause)
+            if await comes():
+                nursery.cancel_scope.cancel()
+                return
     log.warning("%s cannot be had as a whole; the layers stand in for the rest", packed.attached.source.name)

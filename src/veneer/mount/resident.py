@@ -25,6 +25,7 @@ from veneer.mount.base import Choice
 from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
+from veneer.mount.interest import Interest
 from veneer.mount.metadata import MetadataImage, kept_image, metadata_image
 from veneer.mount.packed import Packed, follow_next_start, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
@@ -97,6 +98,7 @@ class ResidentMounter:
     Attributes:
         packed: the pack that is used.
         recorder: what was noted, from the time when the mount is there.
+        interest: whether anybody has it, so that there is a start to fetch a pack for.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class ResidentMounter:
         self.choice = choice
         self.packed = packed
         self.recorder: Recorder | None = None
+        self.interest = Interest()
         self.inodes = 0
         self.stats: PreContentStats = guards.devices.stats
         #: Names of the file system in the kernel's list, once it is mounted.
@@ -178,10 +181,8 @@ class ResidentMounter:
                 raise
             async with open_nursery() as nursery:
                 if self.packed is not None:
-                    devices = self._guards.devices
-                    nursery.start_soon(
-                        follow_start, self.packed, self._store, devices, shown.attached, shown.read_ahead
-                    )
+                    what = self.packed, self._store, self._guards.devices, shown.attached
+                    nursery.start_soon(follow_start, *what, shown.read_ahead, self.interest)
                 yield shown
                 nursery.cancel_scope.cancel()
 
@@ -287,7 +288,8 @@ class ResidentMounter:
         except MountError as error:
             log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, error.message)
             return None
-        return partial(follow_next_start, packed, self._guards.devices, tree.attached, setting)
+        what = packed, self._guards.devices, tree.attached, setting
+        return partial(follow_next_start, *what, self.interest)
 
     def _begin_start(self, root: Path | None, attached: Sequence[AttachedDevice]) -> Path | None:
         """With a pack, have the kernel read nothing ahead for now. Returns where to undo that, if it worked.

@@ -69,6 +69,14 @@ class SharedTree:
             self.made.set()
             self.gone.set()
 
+    def rest(self) -> None:
+        """Fetch nothing ahead while no place has it."""
+        self.mounter.interest.rest()
+
+    def go_on(self) -> None:
+        """Go on with what rests: it has a place again."""
+        self.mounter.interest.go_on()
+
     def let_go(self) -> None:
         """Keep it no longer than its places do."""
         self._over.set()

@@ -124,6 +124,11 @@ class AttachedDevice:
         return None if self._direct is None else self._direct.fd
 
     @property
+    def cached(self) -> int:
+        """Bytes on disk, be they trusted or not."""
+        return 0 if self.file is None else self.file.map.present_bytes
+
+    @property
     def all_present(self) -> bool:
         """Whether every byte is on disk, be it trusted or not."""
         return self._direct is not None and self._direct.map.present_bytes == self.size

@@ -134,7 +134,11 @@ class FetchQueue:
                 self.submit(job)
 
     def abandon(self, job: SpanJob) -> None:
-        """Take note that nobody waits for a job any more: one that has not started is dropped."""
+        """Take note that somebody left a job: one that nobody wants, and is not under way, is dropped."""
+        if not job.waiters and not job.wanted:
+            self._drop(job)
+
+    def _drop(self, job: SpanJob) -> None:
         if self._queued.get(job.number) is job:
             del self._queued[job.number]
             self.finish(job, None, job.setback)
@@ -180,7 +184,7 @@ class FetchQueue:
     def close(self) -> None:
         """Give up everything that is queued or under way."""
         for job in list(self.jobs.values()):
-            self.abandon(job)
+            self._drop(job)
         self.turns.forget(self)
         for scope in self._active:
             scope.cancel()

@@ -119,8 +119,7 @@ class Jobs:
         finally:
             for job in jobs:
                 job.waiters -= 1
-                if not job.waiters:
-                    attached.queue.abandon(job)
+                attached.queue.abandon(job)
         if scope.cancelled_caught:
             setback = next((job.setback for job in jobs if job.setback), None)
             why = f": {setback.message}" if setback else ""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from veneer.store.fetch import Priority
 from veneer.store.spanstore import AttachedDevice, SpanStore
+from veneer.store.wanted import Range
 
 __all__ = ["Originals", "Piece"]
 
@@ -55,10 +56,10 @@ class Originals:
         ]
         return b"".join(found)
 
-    def prefetch(self, priority: Priority) -> None:
-        """Queue all that the copy consists of, in its order, and wait for nothing."""
-        for piece in self._pieces:
-            self._store.prefetch(piece.device, piece.offset, piece.offset + piece.length, priority=priority)
+    async def bring(self, priority: Priority) -> None:
+        """Fetch all that the copy consists of, in its order, for as long as this is waited for."""
+        ranges = (Range(piece.device, piece.offset, piece.length) for piece in self._pieces)
+        await self._store.bring(ranges, priority=priority)
 
     def _within(self, offset: int, end: int) -> list[Piece]:
         found = []

@@ -9,7 +9,7 @@ loop that the store was opened in. Hashing, decoding and writing of more than a 
 Longer than other modules here: it is the one interface of the store; the work itself is in modules beside it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -36,6 +36,7 @@ from veneer.store.presence import Form
 from veneer.store.proof import prove
 from veneer.store.stats import StoreStats
 from veneer.store.turns import LinkReport, Queue, Turns
+from veneer.store.wanted import Range, bring
 from veneer.store.windows import Windows
 from veneer.timing import RangeLog
 
@@ -373,13 +374,9 @@ class SpanStore:
             wanted = (n for n in numbers if n not in jobs and not attached.is_ready(n))
             self._jobs.start(attached, wanted, priority)
 
-    async def bring(self, attached: AttachedDevice, *, priority: Priority = Priority.READAHEAD) -> bool:
-        """Fetch what is missing of a device; whether all of it is there then. Errors are not told otherwise."""
-        numbers = range(len(attached.spans))
-        jobs = self._jobs.start(attached, (n for n in numbers if not attached.is_ready(n)), priority)
-        for job in jobs:
-            await job.done.wait()
-        return attached.all_present
+    async def bring(self, ranges: Iterable[Range], *, priority: Priority) -> None:
+        """Fetch what is missing of ranges while this is waited for: :func:`veneer.store.wanted.bring`."""
+        await bring(self._jobs, ranges, priority)
 
     async def complete(self, attached: AttachedDevice, report: Reporter = silent) -> None:
         """Fetch all that is missing of a device, read all of it, and check it against its diffID.

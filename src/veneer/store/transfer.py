@@ -67,6 +67,7 @@ class SpanJob:
         "replaced",
         "setback",
         "waiters",
+        "wanted",
     )
 
     def __init__(self, number: int, priority: Priority) -> None:
@@ -75,6 +76,8 @@ class SpanJob:
         self.queued = time.monotonic()
         #: Readers that wait; nobody may wait for a job that was read ahead.
         self.waiters = 0
+        #: Those who want it to come, and are in no hurry (:mod:`veneer.store.wanted`).
+        self.wanted = 0
         #: Set at the end, when either ``plain`` or ``error`` is there.
         self.done = trio.Event()
         self.plain: bytes | None = None
