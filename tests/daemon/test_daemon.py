@@ -250,6 +250,34 @@ def test_another_worker_needs_no_registry(workplace: Path, settings: Settings, i
     assert "path='/large'" in log_of(settings)
 
 
+def test_what_cannot_be_served_again_fails_until_it_can(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    """Its devices have holes, which the kernel would read as zeros if it did not have to ask."""
+    places = [workplace / "one", workplace / "two"]
+    mount(image, places[0], settings)
+    mount(image, places[1], settings, writable=True)
+    assert (places[0] / "etc/hello").read_bytes() == b"hello\n"
+    layout, blobs = workplace / "layout", settings.cache_dir / "blobs"
+    for kept in (layout, blobs):
+        kept.rename(kept.with_name("away-" + kept.name))
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    eventually(lambda: log_of(settings).count("cannot serve again") >= 2)
+    for place in places:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            read(place / "large", 2 * STEP)
+    for kept in (layout, blobs):
+        kept.with_name("away-" + kept.name).rename(kept)
+    eventually(lambda: log_of(settings).count("serving again") == 2)
+    for place in places:
+        assert (place / "large").read_bytes() == LARGE
+        umount(place, settings)
+    let_go(settings.run_dir)
+    assert not list(settings.cache_dir.glob("devices/*/mounted"))
+
+
 def test_a_restart_disturbs_neither_readers_nor_containers(
     workplace: Path, settings: Settings, image: str
 ) -> None:

@@ -5,6 +5,7 @@ pinned to the manifest that was mounted. So a restart needs local copies of mani
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,8 @@ class Residents:
         # Of all mounts, from before there is anything in them until they have been cleaned up.
         self._places: set[Place] = set()
         self._noted: set[Path] = set()
+        # By cache directory: mounts of an earlier process that cannot be served again yet.
+        self._unserved: Counter[Path] = Counter()
         self._noting = trio.Lock()
         self._run_dir = run_dir
         self._nursery = nursery
@@ -105,10 +108,19 @@ class Residents:
                 continue
             request, choice, existing = state
             if not await self._restore(place, request, choice, existing):
+                self._unserved[request.settings.cache_dir.resolve()] += 1
                 self._nursery.start_soon(self._keep_restoring, place, request, choice, existing)
         caches.update(await trio.to_thread.run_sync(noted_caches, self._run_dir))
         for cache_dir in caches:
-            # What was unmounted while nobody looked has marks still, and whoever reads it would get errors.
+            self._forget_strays(cache_dir)
+
+    def _forget_strays(self, cache_dir: Path) -> None:
+        """Unmark what was unmounted while nobody looked: whoever reads it would get errors.
+
+        Not while there is a mount that cannot be served again yet: what nobody holds may be its devices, and
+        without a mark the kernel would read their holes.
+        """
+        if not self._unserved[cache_dir.resolve()]:
             for pin in (cache_dir / "devices").glob("*/mounted"):
                 self._guards.devices.forget(pin.with_name("data"))
 
@@ -157,6 +169,9 @@ class Residents:
             while True:
                 await trio.sleep(RETRY_S)
                 if await self._restore(place, request, choice, existing):
+                    cache_dir = request.settings.cache_dir
+                    self._unserved[cache_dir.resolve()] -= 1
+                    self._forget_strays(cache_dir)
                     return
         finally:
             self._count(-1)
