@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from veneer.events import Event, Notice
 from veneer.index.model import ImageIndex
 from veneer.mount import metadata
 from veneer.mount.backends import Subject, choose, open_mounter
-from veneer.mount.metadata import metadata_image
+from veneer.mount.metadata import MetadataImage, metadata_image, mount_kept
 from veneer.mount.session import mounted
 from veneer.mount.upper import private_upper
+from veneer.store.maintenance import clear
 from veneer.testing.tars import TarItem, tar
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -162,6 +164,35 @@ async def test_a_mount_from_a_kept_image_needs_the_tree_for_the_first_miss(tmp_p
         assert await in_thread((mountpoint / "g").read_bytes) == b"more"
         assert len(asked) == 1
     assert mounter.inodes == 3
+
+
+async def test_a_cache_that_is_cleared_before_the_mount_costs_the_image_and_not_the_mount(
+    tmp_path: Path,
+) -> None:
+    index, data = image({b"f": file(b"content")})
+    subject = Subject("test", index.devices, lambda: index, IDENTITY, MemoryStore([data]), [0])
+    cache = tmp_path / "cache"
+    mounter = await open_mounter("erofs-fuse", subject, cache_dir=cache, devices=tmp_path / "devices")
+    (tmp_path / "mnt").mkdir()
+    clear(cache)
+    assert not list(cache.glob("*/*.erofs"))
+    async with mounted(mounter, tmp_path / "mnt"):
+        assert await in_thread((tmp_path / "mnt/f").read_bytes) == b"content"
+
+
+def test_an_image_that_is_deleted_each_time_fails_the_mount(tmp_path: Path) -> None:
+    index, _ = image({b"f": file(b"content")})
+    image_of = partial(metadata_image, lambda: index, IDENTITY, 1, tmp_path)
+    attempts = []
+
+    def mount(written: MetadataImage) -> None:
+        written.path.unlink()
+        attempts.append(written)
+        raise MountError("no such file")
+
+    with pytest.raises(MountError, match="no such file"):
+        mount_kept(image_of(), image_of, mount)
+    assert 1 < len(attempts) < 10
 
 
 async def test_a_tree_that_cannot_be_decoded_fails_the_first_miss(

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +21,7 @@ from tests.mount.images import digest, directory, file, image
 from tests.store.rig import RAW, Sample, ScriptedSource, sample_of
 from veneer.errors import MountError, Unavailable, UnsupportedFormat
 from veneer.index.model import ImageIndex
-from veneer.mount import fanotify, kernel, tail
+from veneer.mount import fanotify, kernel, resident, tail
 from veneer.mount.backends import Subject, choose, choose_for_daemon
 from veneer.mount.base import Choice
 from veneer.mount.erofs_fanotify import mount_guarded, try_fanotify
@@ -32,6 +33,7 @@ from veneer.mount.superblocks import Superblocks
 from veneer.mount.tail import tail_file
 from veneer.mount.upper import Upper, private_upper
 from veneer.store.cache import DeviceCache
+from veneer.store.maintenance import Cleared, clear
 from veneer.store.owned import IdleRule
 from veneer.store.spanstore import AttachedDevice, SpanStore
 from veneer.testing.tars import TarItem, tar
@@ -439,6 +441,22 @@ async def test_what_fails_after_mounting_is_unmounted(tmp_path: Path, monkeypatc
                 pytest.fail("mounted")
         assert not kernel.mounts_at(tmp_path / "mnt")
         assert a_rig.guards.devices.stats.held == 0
+
+
+async def test_a_cache_that_is_cleared_before_the_mount_costs_the_image_and_not_the_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[Cleared] = []
+
+    def clear_once(*arguments: Any) -> Any:
+        if not cleared:
+            cleared.append(clear(tmp_path / "cache"))
+        return mount_guarded(*arguments)
+
+    monkeypatch.setattr(resident, "mount_guarded", clear_once)
+    async with rig(tmp_path) as a_rig, a_rig.mounted() as path:
+        assert cleared
+        assert await in_thread((path / "f").read_bytes) == CONTENT
 
 
 async def test_a_mount_that_cannot_be_taken_over_is_still_kept_from_holes(

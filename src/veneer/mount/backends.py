@@ -15,6 +15,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -32,7 +33,7 @@ from veneer.mount.erofs_fanotify import try_fanotify
 from veneer.mount.filetable import FileTable
 from veneer.mount.fuse import DeviceReader, FuseStats, TreeOperations
 from veneer.mount.fusectl import allow_requests
-from veneer.mount.metadata import MetadataImage, metadata_image
+from veneer.mount.metadata import MetadataImage, metadata_image, mount_kept
 from veneer.mount.server import MAX_TASKS, serve_fuse
 from veneer.mount.superblocks import Superblocks
 from veneer.oci.digest import Digest
@@ -106,11 +107,19 @@ class ErofsFuseMounter(Generic[D]):
     Args:
         subject: the image.
         metadata: its metadata image.
+        write: gives the same metadata image once more. Blocks.
         devices: a private directory, which is made if it is missing.
         choice: how it came to this backend.
     """
 
-    def __init__(self, subject: Subject[D], metadata: MetadataImage, devices: Path, choice: Choice) -> None:
+    def __init__(
+        self,
+        subject: Subject[D],
+        metadata: MetadataImage,
+        write: Callable[[], MetadataImage],
+        devices: Path,
+        choice: Choice,
+    ) -> None:
         self.choice = choice
         self.inodes = metadata.inodes
         self.operations = DeviceOperations(
@@ -125,6 +134,7 @@ class ErofsFuseMounter(Generic[D]):
         self.stats: FuseStats = self.operations.stats
         self._subject = subject
         self._metadata = metadata
+        self._write = write
         self._devices = devices
         self._frozen: dict[int, Freeze] = {}
 
@@ -200,10 +210,14 @@ class ErofsFuseMounter(Generic[D]):
             frozen[number].data if number in frozen else self._devices / str(number)
             for number in range(len(metadata.devices))
         ]
-        if superblocks is None:
-            mount_erofs(metadata.path, devices, target)
-            return None
-        return mount_watched(metadata.path, devices, target, superblocks, direct_io=self._direct_io())
+
+        def mount(image: MetadataImage) -> trio.Event | None:
+            if superblocks is None:
+                mount_erofs(image.path, devices, target)
+                return None
+            return mount_watched(image.path, devices, target, superblocks, direct_io=self._direct_io())
+
+        return mount_kept(metadata, self._write, mount)
 
     def _direct_io(self) -> bool:
         """Whether EROFS should read the cache's files past their page cache, having one of its own above."""
@@ -306,10 +320,9 @@ async def open_mounter(
     """
     choice = await trio.to_thread.run_sync(choose, wanted, cache_dir)
     if choice.backend != "fuse":
+        write = partial(metadata_image, subject.index, subject.identity, len(subject.devices), cache_dir)
         try:
-            metadata = await trio.to_thread.run_sync(
-                metadata_image, subject.index, subject.identity, len(subject.devices), cache_dir
-            )
+            metadata = await trio.to_thread.run_sync(write)
         except (MountError, UnsupportedFormat) as error:
             if wanted != "auto":
                 raise
@@ -317,7 +330,7 @@ async def open_mounter(
         else:
             if metadata.dropped:
                 report(Notice(f"{metadata.dropped} extended attributes left out, which EROFS cannot hold"))
-            return ErofsFuseMounter(subject, metadata, devices, choice)
+            return ErofsFuseMounter(subject, metadata, write, devices, choice)
     if wanted == "auto" and os.geteuid() == 0:
         report(Notice(f"using the slower backend fuse: {choice.reason}"))
     return FuseMounter(subject, await trio.to_thread.run_sync(subject.index), choice)

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from veneer.erofs.chunks import Copy
 from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
@@ -32,11 +32,23 @@ from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex
 from veneer.prefetch.placement import placements
 
-__all__ = ["KEPT", "MetadataImage", "PackFiles", "kept_image", "may_be_kept", "metadata_image"]
+__all__ = [
+    "KEPT",
+    "MetadataImage",
+    "PackFiles",
+    "kept_image",
+    "may_be_kept",
+    "metadata_image",
+    "mount_kept",
+]
 
 #: Bytes of images that are kept: some hundred images of usual size.
 KEPT = 256 << 20
 
+T = TypeVar("T")
+
+#: How often an image is mounted whose file is deleted each time before that.
+_ATTEMPTS = 5
 _DIRECTORY = "erofs"
 _FACTS = ".json"
 
@@ -113,6 +125,28 @@ def kept_image(
 def may_be_kept(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles] = ()) -> bool:
     """Whether :func:`kept_image` would look at an image at all. Blocks."""
     return _path(identity, cache_dir, packs).exists()
+
+
+def mount_kept(
+    image: MetadataImage, again: Callable[[], MetadataImage], mount: Callable[[MetadataImage], T]
+) -> T:
+    """Mount an image although somebody may delete its file before that, as ``veneer cache clear`` does. Blocks.
+
+    Args:
+        image: what is mounted.
+        again: writes the same image once more.
+        mount: mounts it.
+
+    Raises what ``again`` and ``mount`` raise.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return mount(image)
+        except MountError:
+            if image.path.exists():
+                raise
+            image = again()
+    return mount(image)
 
 
 def _path(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles]) -> Path:

@@ -26,13 +26,14 @@ from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
 from veneer.mount.interest import Interest
-from veneer.mount.metadata import MetadataImage, kept_image, metadata_image
+from veneer.mount.metadata import MetadataImage, kept_image, metadata_image, mount_kept
 from veneer.mount.packed import Packed, follow_next_start, follow_start
 from veneer.mount.precontent import GuardedDevices, PreContentStats
 from veneer.mount.scribe import Scribe
 from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.superblocks import Superblocks, listed_superblocks, vanished
 from veneer.mount.tail import tail_file
+from veneer.oci.digest import Digest
 from veneer.prefetch.recorder import Recorder
 from veneer.source.tasks import open_nursery
 from veneer.store.spanstore import AttachedDevice, SpanStore
@@ -253,17 +254,23 @@ class ResidentMounter:
     async def _metadata(self) -> MetadataImage:
         if self.packed is not None:
             try:
-                return await self._metadata_with([Pack(self.packed.descriptor, self.packed.data)])
+                return await self._metadata_with(self._packs)
             except (IntegrityError, UnsupportedFormat) as error:
                 if self._existing is not None:
                     raise
                 self._give_up_pack(error)
         return await self._metadata_with([])
 
+    @property
+    def _packs(self) -> list[Pack]:
+        return [Pack(self.packed.descriptor, self.packed.data)] if self.packed else []
+
+    def _made_of(self, packs: Sequence[Pack]) -> tuple[Digest, int, Path, Sequence[Pack]]:
+        return self._subject.identity, len(self._subject.devices), self._cache_dir, packs
+
     async def _metadata_with(self, packs: Sequence[Pack]) -> MetadataImage:
         """The image from last time, or a new one by the process that writes them, as far as it can."""
-        subject, cache_dir = self._subject, self._cache_dir
-        what = subject.identity, len(subject.devices), cache_dir, packs
+        subject, what = self._subject, self._made_of(packs)
         kept = await trio.to_thread.run_sync(kept_image, *what)
         if kept is not None:
             return kept
@@ -318,7 +325,11 @@ class ResidentMounter:
     ) -> tuple[_End, int | None]:
         with _mounting:
             before = listed_superblocks()
-            end, mount = mount_guarded(metadata, attached, tail, target, self._guards.superblocks)
+            end, mount = mount_kept(
+                metadata,
+                partial(metadata_image, self._subject.index, *self._made_of(self._packs)),
+                lambda image: mount_guarded(image, attached, tail, target, self._guards.superblocks),
+            )
             self.superblocks = tuple(sorted(listed_superblocks() - before))
         return end.wait, mount
 
