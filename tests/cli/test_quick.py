@@ -102,6 +102,19 @@ def test_a_relative_volume_is_not_looked_for_where_the_daemon_works(
         assert (read_run(["-v", f"{path}:/e", "i"], ENVIRON) is not None) == short, path
 
 
+def test_the_same_words_mean_the_same_only_where_all_else_is_as_before(tmp_path: Path) -> None:
+    words = ["-iv", f"{tmp_path}/here:/e", "i"]
+    assert read_run(words, ENVIRON) is None
+    (tmp_path / "here").mkdir()
+    assert read_run(words, ENVIRON) is not None
+    (tmp_path / "here").rmdir()
+    assert read_run(words, ENVIRON) is None, "a volume that has gone is the command's to complain about"
+    for directory in ("/c", "/d", "/c"):
+        found = read_run(["i"], ENVIRON | {"VENEER_CACHE_DIR": directory})
+        assert found is not None
+        assert found.settings.cache_dir == Path(directory)
+
+
 def test_the_daemon_is_told_what_settings_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "environ", {**ENVIRON, "REGISTRY_AUTH_FILE": '/a\n"', "XDG_RUNTIME_DIR": "/x", "OTHER": "1"}

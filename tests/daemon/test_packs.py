@@ -326,9 +326,11 @@ def test_a_pack_that_this_host_made(workplace: Path, settings: Settings, image: 
         mount(image, workplace / "mnt", settings, workload="../x")
 
 
+@pytest.mark.parametrize("pull", ["always", "missing"])
 def test_a_pack_that_is_made_between_two_starts_is_used(
-    workplace: Path, settings: Settings, image: str
+    workplace: Path, settings: Settings, image: str, pull: str
 ) -> None:
+    settings = replace(settings, pull=pull)
     mount(image, workplace / "mnt", settings, writable=True)
     umount(workplace / "mnt", settings)
     profile = trio.run(start_profile, image, settings)

@@ -222,15 +222,20 @@ def test_looking_after_the_cache_ends_what_is_kept(workplace: Path, settings: Se
     run(image, settings, "cat", "/etc/hello")
 
 
+@pytest.mark.parametrize("pull", ["always", "missing"])
 def test_a_cache_that_is_deleted_is_not_filled_any_more(
-    workplace: Path, settings: Settings, image: str
+    workplace: Path, settings: Settings, image: str, pull: str
 ) -> None:
+    settings = replace(settings, pull=pull)
     for pattern in ("cache", "cache/devices", "cache/devices/[!.]*"):
         run(image, settings, "cat", "/etc/hello")
         for deleted in list(workplace.glob(pattern)):
             delete(deleted)
         run(image, settings, "cat", "/etc/hello")
         assert data_files(settings), "a tree over deleted files would go on filling those"
+    (settings.cache_dir / "devices").rename(workplace / "aside")
+    run(image, settings, "cat", "/etc/hello")
+    assert data_files(settings)
 
 
 def test_another_quota_ends_what_is_kept(workplace: Path, settings: Settings, image: str) -> None:
@@ -278,6 +283,60 @@ def test_a_tag_that_has_moved(workplace: Path, settings: Settings) -> None:
         assert (workplace / "mnt/etc/hello").read_bytes() == text
         umount(workplace / "mnt", settings)
     assert len(trees(settings)) == 2
+
+
+def test_with_pull_missing_a_tag_is_what_anybody_has_seen_it_name_last(
+    workplace: Path, settings: Settings
+) -> None:
+    (workplace / "image").mkdir()
+    content = replace(settings, pull="missing")
+
+    async def publish(text: bytes) -> str:
+        layer = busybox_layer(TarItem(b"etc/hello", content=text))
+        return await lazy_image(workplace / "image", settings_in(workplace), [layer])
+
+    def read_hello(name: str, settings: Settings) -> bytes:
+        mount(name, workplace / "mnt", settings)
+        try:
+            return (workplace / "mnt/etc/hello").read_bytes()
+        finally:
+            umount(workplace / "mnt", settings)
+
+    name = trio.run(publish, b"first\n")
+    assert [read_hello(name, content) for _ in range(2)] == [b"first\n"] * 2
+    trio.run(publish, b"second\n")
+    assert read_hello(name, content) == b"first\n", "nobody has asked since"
+    assert read_hello(name, settings) == b"second\n"
+    assert [read_hello(name, content) for _ in range(2)] == [b"second\n"] * 2
+
+
+def test_each_start_of_an_image_has_the_user_that_was_asked_for(
+    workplace: Path, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "image").mkdir()
+    accounts = b"root:x:0:0:root:/root:/bin/sh\nbob:x:1234:100:Bob:/home:/bin/sh\n"
+    layer = busybox_layer(TarItem(b"etc/passwd", content=accounts))
+    name = trio.run(lazy_image, workplace / "image", settings_in(workplace), [layer])
+    for user in ("", "bob", "77", "", "bob"):
+        options = ContainerOptions(arguments=("id", "-u"), user=user)
+        assert client.run_image(RunRequest(name, options), settings).exit_code == 0
+    assert capfd.readouterr().out.split() == ["0", "1234", "77", "0", "1234"]
+
+
+def test_a_place_that_was_never_written_down_is_undone(workplace: Path, settings: Settings, image: str) -> None:
+    """As of a worker that dies while it makes one: whoever asked for it has had no answer."""
+    one, two = workplace / "one", workplace / "two"
+    mount(image, one, settings)
+    mount(image, two, settings)
+    (record,) = (record for record in mount_records(settings.run_dir) if record.mountpoint == one)
+    (settings.run_dir / "mounts" / record.id / "resident.json").unlink()
+    kill_worker(settings)
+    assert [record.mountpoint for record in mount_records(settings.run_dir)] == [two]
+    assert not mounts_at(one)
+    assert record.lower is not None
+    assert not mounts_at(record.lower)
+    assert (two / "large").read_bytes() == LARGE
+    umount(two, settings)
 
 
 def test_what_is_recorded_has_a_tree_of_its_own(workplace: Path, settings: Settings, image: str) -> None:

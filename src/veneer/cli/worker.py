@@ -23,6 +23,9 @@ from veneer.errors import UsageError
 __all__ = ["read_run", "read_status"]
 
 _HELP = {"-h", "--help"}
+#: Command lines that have been read, as the same container is started again; so many, and none that is longer.
+_read: dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], ShortRun] = {}
+_MOST_READ, _MOST_TEXT = 64, 16 << 10
 
 
 def read_status(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Path, Render] | None:
@@ -48,6 +51,19 @@ def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | Non
     That is so when it depends on the directory, the terminal or the rest of the environment of whoever typed
     it, or when it wants more than a container; and when it is wrong, for the command to say so.
     """
+    asked = tuple(words), tuple(environ.items())
+    if (known := _read.get(asked)) is not None:
+        return known
+    run = _read_run(words, environ)
+    # Whether volumes are there is looked at anew each time. All else follows from the words.
+    if run is not None and not run.request.options.volumes and len(repr(asked)) <= _MOST_TEXT:
+        if len(_read) >= _MOST_READ:
+            _read.clear()
+        _read[asked] = run
+    return run
+
+
+def _read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | None:
     if _HELP.intersection(before_dashes(words)):
         return None
     try:

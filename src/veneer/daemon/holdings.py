@@ -6,6 +6,7 @@ image that brought it stays open as long as any of them: its connections are wha
 """
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import trio
 
+from veneer.daemon.open_images import Asked, Holding, Identity, OpenImages, found, identity
 from veneer.events import Event, Notice, Reporter
 from veneer.image import Image
 from veneer.image.open import load_image, resolve_image
 from veneer.image.packs import NamedPack
-from veneer.image.unchanged import Mark, can_be_told, mark_of
 from veneer.mount.filetable import FileTable
 from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
@@ -28,43 +29,6 @@ from veneer.timing import UNTIMED, Timing
 from veneer.transport import Connections, TransportStats
 
 __all__ = ["Holding", "Holdings"]
-
-
-@dataclass(slots=True, eq=False)
-class Holding:
-    """An open image, with its devices attached to a store.
-
-    Args:
-        image: what is open.
-        store: of its cache directory.
-        attached: its devices, lowest first.
-        files: its files by place.
-        packed: its pack, if there is one for the start that it is held for.
-        users: mounts and other images that need it.
-        unused: set when there are none any more.
-        closed: set when nothing of it is open any more.
-        providers: other images whose devices are among ``attached``.
-    """
-
-    image: Image
-    store: SpanStore
-    attached: tuple[AttachedDevice, ...]
-    files: FileTable
-    packed: Packed | None = None
-    users: int = 1
-    unused: trio.Event = field(default_factory=trio.Event)
-    closed: trio.Event = field(default_factory=trio.Event)
-    providers: list["Holding"] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """An image that somebody asked for, once its manifest is known."""
-
-    name: str
-    settings: Settings
-    workload: str | None
-    store: SpanStore
 
 
 class _Telling:
@@ -105,8 +69,7 @@ class Holdings:
         self._connections = Connections()
         nursery.start_soon(self._keep_connections)
         self._stores: dict[Path, _Store] = {}
-        #: What was asked for, told and found, as long as that is open.
-        self._opened: dict[_Asked, tuple[Holding, Mark]] = {}
+        self._open = OpenImages()
         self._images: dict[tuple[str, Digest | None, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
 
@@ -131,6 +94,12 @@ class Holdings:
 
         Returns it, and the counts of its transport without what opening it for this user took.
         """
+        if isinstance(pack, str):
+            began = time.monotonic()
+            known = await self._open.recall(text, settings, pack, self._is_store)
+            if known is not None:
+                timing.add("resolve", began, time.monotonic())
+                return known, _one_more(known, TransportStats())
         taken: tuple[Holding, Mapping[str, int]]
         taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing, opened)
         return taken
@@ -141,6 +110,11 @@ class Holdings:
         finally:
             with trio.CancelScope(shield=True):
                 await self._connections.aclose()
+
+    def _is_store(self, store: SpanStore, settings: Settings, path: Path, there: Identity) -> bool:
+        """Whether this is the store for a cache directory that is there now."""
+        kept = self._stores.get(path)
+        return kept is not None and (kept.store, kept.identity) == (store, there) and kept.fits(settings)
 
     def keep(self, holding: Holding) -> None:
         """One more user of what is in use."""
@@ -187,8 +161,9 @@ class Holdings:
         """Open an image and keep it open; None when it was open already."""
         async with resolve_image(text, settings, timing, self._connections) as (resolved, stats):
             workload = pack if isinstance(pack, str) else None
-            asked = _Asked(resolved.name, settings, workload, store)
-            if (holding := await self._unchanged(asked)) is not None:
+            asked = Asked(resolved.name, settings, workload, store)
+            self._open.note_name(text, asked, resolved)
+            if (holding := await self._open.unchanged(asked)) is not None:
                 task_status.started((holding, _one_more(holding, stats)))
                 return None
             telling = _Telling(report)
@@ -198,36 +173,20 @@ class Holdings:
             holding = self._images.get(key)
             if holding is not None and holding.users:
                 task_status.started((holding, _one_more(holding, stats)))
-                await self._remember(asked, holding, telling)
+                if not telling.told:
+                    await self._open.remember(asked, holding)
                 return None
             with timing.phase("attach"):
                 holding = self._images[key] = self._attach(image, store)
             task_status.started((holding, {}))
-            await self._remember(asked, holding, telling)
+            if not telling.told:
+                await self._open.remember(asked, holding)
             await holding.unused.wait()
             if self._images[key] is holding:
                 del self._images[key]
             self._detach(holding)
-            self._opened = {one: of for one, of in self._opened.items() if of[0] is not holding}
+            self._open.forget(holding)
             return holding
-
-    async def _unchanged(self, asked: "_Asked") -> Holding | None:
-        """What is open already, and would be opened again in the same way."""
-        holding, mark = self._opened.get(asked, (None, ()))
-        if holding is None or not holding.users or asked.workload is None:
-            return None
-        now = await self._mark(asked, holding)
-        return holding if holding.users and mark == now else None
-
-    async def _remember(self, asked: "_Asked", holding: Holding, told: "_Telling") -> None:
-        if asked.workload is not None and not told.told and can_be_told(holding.image):
-            # What is changed in this moment is noticed when it is changed again: a pack costs time, at worst.
-            self._opened[asked] = holding, await self._mark(asked, holding)
-
-    async def _mark(self, asked: "_Asked", holding: Holding) -> Mark:
-        image = holding.image
-        what = image.manifest.digest, image.config.diff_ids, asked.settings, asked.workload or ""
-        return await trio.to_thread.run_sync(mark_of, *what)
 
     def _attach(self, image: Image, store: SpanStore) -> Holding:
         holding = Holding(image, store, (), FileTable(lambda: image.index))
@@ -268,7 +227,7 @@ class Holdings:
 
     async def _store(self, settings: Settings, report: Reporter) -> "_Store":
         """The store of a cache directory, for one more user, who takes one from its ``users`` at the end."""
-        path, there = await trio.to_thread.run_sync(_found, settings.cache_dir)
+        path, there = await trio.to_thread.run_sync(found, settings.cache_dir)
         async with self._opening:
             known = self._stores.get(path)
             if known is not None and (there != known.identity or not known.fits(settings)):
@@ -294,8 +253,8 @@ class Holdings:
 
     async def _keep_store(self, settings: Settings, *, task_status: trio.TaskStatus["_Store"]) -> None:
         async with open_store(settings) as store:
-            identity = await trio.to_thread.run_sync(_identity, settings.cache_dir)
-            opened = _Store(store, settings, identity)
+            there = await trio.to_thread.run_sync(identity, settings.cache_dir)
+            opened = _Store(store, settings, there)
             loop = trio.lowlevel.current_trio_token()
 
             def make_room() -> None:
@@ -317,7 +276,7 @@ class _Store:
 
     store: SpanStore
     settings: Settings
-    identity: tuple[int, int] | None
+    identity: Identity
     users: int = 0
     unused: trio.Event = field(default_factory=trio.Event)
     closed: trio.Event = field(default_factory=trio.Event)
@@ -346,16 +305,3 @@ def _nothing_soon(_store: SpanStore) -> None:
 async def _nothing(_store: SpanStore) -> None:
     """Nothing could do without the store."""
     await trio.lowlevel.checkpoint()
-
-
-def _found(cache_dir: Path) -> tuple[Path, tuple[int, int] | None]:
-    path = cache_dir.resolve()
-    return path, _identity(path)
-
-
-def _identity(cache_dir: Path) -> tuple[int, int] | None:
-    try:
-        status = (cache_dir / "devices").stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -10,6 +11,7 @@ import trio
 from veneer.container.bundle import Whereabouts, image_user
 from veneer.container.runtime import delete_container, may_be_left
 from veneer.container.spec import command_of, runtime_spec, write_bundle
+from veneer.container.users import ContainerUser
 from veneer.daemon.control import Operation
 from veneer.daemon.describe import mount_info, mount_report
 from veneer.daemon.hint import follow_hint
@@ -30,7 +32,7 @@ from veneer.timing import Timing
 from veneer.timing.gather import record_of
 from veneer.timing.record import TimedDevice, TimingRecord
 
-__all__ = ["Service", "subject", "write_place_bundle"]
+__all__ = ["Service", "place_bundle", "subject"]
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +51,29 @@ def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) 
     )
 
 
-async def write_place_bundle(
-    request: MountRequest, place: Place, image: Image, store: SpanStore, known: Whereabouts | None = None
-) -> None:
-    """Write the bundle of a mount that is a container's root; nothing for other mounts."""
+async def place_bundle(
+    request: MountRequest,
+    place: Place,
+    image: Image,
+    store: SpanStore,
+    known: Whereabouts | None = None,
+    accounts: dict[str, ContainerUser] | None = None,
+) -> Callable[[], None]:
+    """What writes the bundle of a mount that is a container's root, and blocks; nothing for other mounts.
+
+    ``accounts`` has users of the image that have been looked up before, and is told of new ones.
+    """
     if request.container is None:
-        return
+        return lambda: None
     options = request.container.options
-    user = await image_user(image, store, options, known)
+    user = None if accounts is None else accounts.get(options.user)
+    if user is None:
+        user = await image_user(image, store, options, known)
+        if accounts is not None:
+            accounts[options.user] = user
     record = place.record
     spec = runtime_spec(image.config, options, user, root=os.fspath(record.mountpoint), name=record.id)
-    await trio.to_thread.run_sync(write_bundle, place.directory, spec)
+    return partial(write_bundle, place.directory, spec)
 
 
 class Service:

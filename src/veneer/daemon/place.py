@@ -6,6 +6,7 @@ A place is claimed before anything is mounted and released after everything is g
 import os
 import secrets
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 from veneer.daemon.mountpoint import prepare_mountpoint
@@ -58,7 +59,8 @@ class Place:
         elif request.writable:
             # The last mount there may have been detached and still write to its own.
             upper = private_upper(request.settings.cache_dir / "uppers" / f"{name}-{secrets.token_hex(4)}")
-        with claiming(run_dir):
+        # Only this container has a place of that name.
+        with nullcontext() if container else claiming(run_dir):
             made = not container and prepare_mountpoint(request.mountpoint)
             record = MountRecord(
                 id=name,

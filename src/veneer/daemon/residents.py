@@ -14,7 +14,7 @@ import trio
 
 from veneer.container.runtime import delete_container
 from veneer.daemon.holdings import Holding, Holdings
-from veneer.daemon.one import Service, subject, write_place_bundle
+from veneer.daemon.one import Service, place_bundle, subject
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.daemon.restorable import Restorable, is_there, note_cache, noted_caches, read_state, write_state
@@ -335,20 +335,34 @@ class Residents:
             transport_before=before,
             timing=timing,
         )
-        bundled, there = trio.Event(), trio.Event()
+        written, there = trio.Event(), trio.Event()
+        noted = mounter.superblocks
 
-        async def write_bundle() -> None:
+        def write_down() -> None:
+            write_state(place, request, choice, holding.image, noted)
+
+        async def write() -> None:
             await mounter.planned.wait()
             with timing.phase("bundle"):
-                await write_place_bundle(request, place, holding.image, holding.store, mounter.accounts)
-            bundled.set()
+                where = holding.image, holding.store, mounter.accounts, holding.accounts
+                write_bundle = await place_bundle(request, place, *where)
+
+                def write_both() -> None:
+                    if isinstance(mounter, SharedMounter):
+                        write_down()
+                    write_bundle()
+
+                await trio.to_thread.run_sync(write_both)
+            written.set()
 
         async with open_nursery() as nursery:
             if existing is None:
                 # Looking up the user may wait for the network longer than mounting takes.
-                nursery.start_soon(write_bundle)
-                noted = mounter.superblocks
-                await trio.to_thread.run_sync(write_state, place, request, choice, holding.image, noted)
+                nursery.start_soon(write)
+                # A tree of its own has devices marked that only this tells of. A place of a shared one that is
+                # not written down when this process dies is undone: whoever asked for it has no answer yet.
+                if not isinstance(mounter, SharedMounter):
+                    await trio.to_thread.run_sync(write_down)
                 if not request.record:
                     nursery.start_soon(service.follow_hint, request, there)
             async with mounted(
@@ -365,11 +379,11 @@ class Residents:
                 service.recorder = mounter.recorder
                 service.packed = mounter.packed.attached if mounter.packed else None
                 if existing is None:
+                    await written.wait()
                     if mounter.superblocks != noted:
                         await trio.to_thread.run_sync(
                             write_state, place, request, choice, holding.image, mounter.superblocks
                         )
-                    await bundled.wait()
                 self._services.add(service)
                 try:
                     if request.container:

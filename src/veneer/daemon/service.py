@@ -15,7 +15,7 @@ import trio
 
 from veneer.daemon.ask import MOUNT_SOCKET
 from veneer.daemon.control import listen_in, serve_control
-from veneer.daemon.one import Service, subject, write_place_bundle
+from veneer.daemon.one import Service, place_bundle, subject
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
@@ -135,7 +135,7 @@ async def _mounter(
 ) -> Mounter:
     async def write_bundle() -> None:
         with timing.phase("bundle"):
-            await write_place_bundle(request, place, image, store)
+            await trio.to_thread.run_sync(await place_bundle(request, place, image, store))
 
     # Looking up the user waits for the network, making the metadata image for the processor.
     async with open_nursery() as nursery:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 import trio
@@ -84,6 +85,8 @@ class Worker:
         self._residents: Residents | None = None
         self._guards: Guards | None = None
         self._stopping = False
+        #: What worked for a cache directory, which is not tried again.
+        self._chosen: dict[tuple[str, Path], Choice] = {}
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -170,11 +173,13 @@ class Worker:
             raise MountError("the daemon is being stopped", hint="try again in a moment")
         if self._residents is None:
             return Choice("auto", "the daemon has no fanotify group; see its log")
-        choice = await trio.to_thread.run_sync(
-            choose_for_daemon, wanted.settings.backend, wanted.settings.cache_dir
-        )
+        what = wanted.settings.backend, wanted.settings.cache_dir
+        choice = self._chosen.get(what)
+        if choice is None:
+            choice = await trio.to_thread.run_sync(choose_for_daemon, *what)
         if choice.backend != "erofs-fanotify":
             return choice
+        self._chosen[what] = choice
         return await self._residents.mount(wanted, choice, Telling(tell))
 
     def _mounted(self, request: dict[str, object]) -> tuple[Residents, Service]:

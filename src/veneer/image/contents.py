@@ -29,10 +29,14 @@ class Contents:
         repository: where they are.
         directory: where copies are kept, shared by all repositories; beside it, what tags named.
         background: for what is asked for ahead of its use; None: nothing is.
+
+    Attributes:
+        tagged: what the tag that was followed last names.
     """
 
     def __init__(self, repository: Repository, directory: Path, background: trio.Nursery | None = None) -> None:
         self.background = background
+        self.tagged: Digest | None = None
         self._repository = repository
         self._local = DigestFiles(directory)
         self._tags = directory.with_name("tags")
@@ -53,16 +57,18 @@ class Contents:
             note_tag(self._tags, self._repository.name, reference, digest)
 
         await trio.to_thread.run_sync(keep)
+        self.tagged = digest
         return raw.data, raw.descriptor.media_type
 
     async def named_before(self, reference: str) -> bytes | None:
         """What a tag named when it was last asked for; None if that is not here. No request."""
 
-        def known() -> bytes | None:
+        def known() -> tuple[Digest | None, bytes | None]:
             digest = known_tag(self._tags, self._repository.name, reference)
-            return None if digest is None else self._local.load(digest, MAX_MANIFEST_SIZE)
+            return digest, None if digest is None else self._local.load(digest, MAX_MANIFEST_SIZE)
 
-        return await trio.to_thread.run_sync(known)
+        self.tagged, data = await trio.to_thread.run_sync(known)
+        return data
 
     async def manifest(self, descriptor: Descriptor, what: str) -> bytes:
         """A manifest or index by its descriptor."""

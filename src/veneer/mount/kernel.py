@@ -11,9 +11,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from veneer.errors import MountError
+
+if TYPE_CHECKING:
+    import ctypes
 
 __all__ = [
     "EROFS_SUFFIX",
@@ -49,10 +54,17 @@ def _call(name: str, *arguments: object) -> int:
     """Call a function of the C library, and return the error number, or 0."""
     import ctypes  # here: whoever only looks at the mount table does without
 
+    return ctypes.get_errno() if getattr(_libc(), name)(*arguments) != 0 else 0
+
+
+@cache
+def _libc() -> "ctypes.CDLL":
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
     libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
-    return ctypes.get_errno() if getattr(libc, name)(*arguments) != 0 else 0
+    return libc
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +151,9 @@ def unmount_ours(target: Path, *, lazy: bool = False) -> None:
             # EINVAL: not a mount point. The mount table says whether it has just ceased to be one.
             if error.errno != errno.EINVAL or [entry for entry in mounts_at(target) if entry.ours] == found:
                 raise
+        else:
+            if len(found) == 1:
+                return
 
 
 def _umount2(target: Path, flags: int) -> None:

@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 
 from veneer.errors import MountError
@@ -303,5 +304,6 @@ def _start_of(pid: int) -> int | None:
     return None if fields_after_name[0] == "Z" else int(fields_after_name[19])
 
 
+@cache
 def _boot_id() -> str:
     return _BOOT_ID.read_text().strip()
