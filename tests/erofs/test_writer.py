@@ -92,6 +92,16 @@ def test_attributes_that_do_not_fit_are_refused(xattrs: tuple[tuple[bytes, bytes
         write_erofs(index_of([tar([TarItem(b"f", xattrs=xattrs)])]))
 
 
+def test_a_directory_in_two_places_is_refused() -> None:
+    index = index_of([tar([TarItem(b"a/b/c", "dir"), TarItem(b"d", "dir")])])
+    a, d = index.lookup(b"a"), index.lookup(b"d")
+    assert a is not None
+    assert d is not None
+    index.children[d] = index.children[a]
+    with pytest.raises(IntegrityError, match="in several places"):
+        write_erofs(index)
+
+
 def test_data_outside_their_device_are_refused() -> None:
     layer = tar([TarItem(b"f", content=bytes(100_000))])
     index = index_of([layer])

@@ -1,144 +1,130 @@
 """Directories as EROFS keeps them: blocks of entries, in each a table of twelve bytes an entry, then the names.
 
-Names are in the order of their bytes, ``.`` and ``..`` among them, because the kernel searches by halves. The
-tables of all directories are made as one, so that an entry costs next to no Python.
+Names are in the order of their bytes, ``.`` and ``..`` among them, because the kernel searches by halves. Names
+and tables of all directories are made as one, so that an entry costs next to no Python.
 """
 
+import stat
 import sys
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import accumulate, chain, compress, count, pairwise, repeat
 from operator import add, sub
-from typing import Final, NamedTuple
+from typing import Final
 
-from veneer.erofs.ondisk import BLOCK, DIRENT_SIZE, NAME_MAX
-from veneer.errors import UnsupportedFormat
+from veneer.erofs.ondisk import BLOCK, DIRENT_SIZE, FILE_TYPES, NAME_MAX
+from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.index.columns import picked
 
-__all__ = ["Directories", "Directory"]
+__all__ = ["Directories"]
 
+_IS_DIRECTORY: Final = bytes(kind == FILE_TYPES[stat.S_IFDIR] for kind in range(256))
 #: An entry in words of 32 bits: a nid has two; name offset and type share one.
 _WORDS: Final = DIRENT_SIZE // 4
+_TYPE_AT: Final = 10
 _DOTS: Final = (b".", b"..")
-_DOTS_LENGTH: Final = 3
-
-
-class Directory(NamedTuple):
-    """A directory, and how much room its names take.
-
-    Args:
-        node: the directory.
-        size: bytes, the last block as far as it is used.
-        tail: bytes used of the last block.
-    """
-
-    node: int
-    size: int
-    tail: int
 
 
 class Directories:
-    """The names of all directories, cut into blocks before anybody knows the nids."""
+    """The names of all directories, cut into blocks before anybody knows the nids.
 
-    def __init__(self) -> None:
-        #: Of all directories, one after the other.
-        self._names: list[bytes] = []
-        self._nodes: list[int] = []
+    Args:
+        root: the root directory; its ``..`` leads to itself.
+        children: directory -> name -> node, in the order of the names; of every directory, breadth first.
+        types: dirent types by node.
+
+    Attributes:
+        nodes: every directory, breadth first.
+        sizes: of each the bytes, its last block as far as it is used.
+        tails: of each the bytes used of its last block.
+        entries: the node that each entry of all of them leads to, ``.`` and ``..`` too.
+
+    Raises IntegrityError for directories that are not a tree, UnsupportedFormat for a name that is too long.
+    """
+
+    def __init__(self, root: int, children: Mapping[int, dict[bytes, int]], types: bytes) -> None:
+        tables = list(children.values())
+        self.nodes = list(children)
+        nodes = list(chain.from_iterable(map(dict.values, tables)))
+        is_directory = bytes(picked(types, nodes)).translate(_IS_DIRECTORY)
+        if [root, *compress(nodes, is_directory)] != self.nodes:
+            raise IntegrityError("directories are not breadth first, or one is in several places")
+        owners = chain.from_iterable(map(repeat, self.nodes, map(len, tables)))
+        dots = zip(self.nodes, chain((root,), compress(owners, is_directory)), strict=True)
+
+        # Of all directories, one after the other.
+        self._names: list[bytes] = list(chain.from_iterable(chain.from_iterable(zip(repeat(_DOTS), tables))))
+        values = map(dict.values, tables)
+        self.entries: list[int] = list(chain.from_iterable(chain.from_iterable(zip(dots, values, strict=True))))
+        firsts = list(accumulate((len(table) + len(_DOTS) for table in tables), initial=0))
+        for number, table in enumerate(tables):
+            if next(iter(table), b"~") < _DOTS[1]:
+                self._sort(firsts[number], firsts[number + 1])
+        self._cut(firsts)
+
+    def _sort(self, first: int, end: int) -> None:
+        """Put the dots where they belong among names that begin with one of ``!`` to ``-``."""
+        entries = sorted(zip(self._names[first:end], self.entries[first:end], strict=True))
+        self._names[first:end] = [name for name, _ in entries]
+        self.entries[first:end] = [node for _, node in entries]
+
+    def _cut(self, firsts: Sequence[int]) -> None:
+        """Cut directories, which begin at ``firsts``, into blocks."""
+        lengths = list(map(len, self._names))
+        if max(lengths) > NAME_MAX:
+            raise UnsupportedFormat(f"a name has {max(lengths)} bytes, more than Linux allows")
+        # Where each name begins when they are laid end to end, and what the entries before it take.
+        self._starts = list(accumulate(lengths, initial=0))
+        used = list(map(add, self._starts, count(0, DIRENT_SIZE)))
         #: First entry of each block, and the number of entries.
         self._cuts = [0]
         #: Of each directory, the number of its blocks.
         self._blocks: list[int] = []
+        self.tails: list[int] = []
+        for first, end in pairwise(firsts):
+            blocks = 1
+            while used[end] - used[first] > BLOCK:
+                first = bisect_right(used, used[first] + BLOCK, first, end) - 1
+                self._cuts.append(first)
+                blocks += 1
+            self._cuts.append(end)
+            self._blocks.append(blocks)
+            self.tails.append(used[end] - used[first])
+        self.sizes = [
+            BLOCK * (blocks - 1) + tail for blocks, tail in zip(self._blocks, self.tails, strict=True)
+        ]
 
-    def add(self, node: int, parent: int, children: Mapping[bytes, int]) -> Directory:
-        """One more directory.
-
-        Args:
-            node: the directory.
-            parent: what ``..`` leads to; the root's is itself.
-            children: name -> node, in the order of the names.
-        """
-        names, nodes = self._names, self._nodes
-        first = len(names)
-        if next(iter(children), b"~") > _DOTS[1]:
-            names += _DOTS
-            nodes += node, parent
-            names += children
-            nodes += children.values()
-        else:
-            own, targets = list(children), list(children.values())
-            for name, target in zip(_DOTS, (node, parent), strict=True):
-                place = bisect_left(own, name)
-                own.insert(place, name)
-                targets.insert(place, target)
-            names += own
-            nodes += targets
-        count = len(names) - first
-        used = DIRENT_SIZE * count + _DOTS_LENGTH + sum(map(len, children))
-        if used <= BLOCK:
-            self._cuts.append(first + count)
-            self._blocks.append(1)
-            return Directory(node, used, used)
-        return self._cut(node, first)
-
-    def _cut(self, node: int, first: int) -> Directory:
-        """Cut the names from ``first`` on into blocks."""
-        lengths = map(len, self._names[first:])
-        # What the entries before each one take.
-        used = list(accumulate(map(add, lengths, repeat(DIRENT_SIZE)), initial=0))
-        cuts = [0]
-        while cuts[-1] < len(used) - 1:
-            cuts.append(bisect_right(used, used[cuts[-1]] + BLOCK) - 1)
-            if cuts[-1] == cuts[-2]:
-                raise _too_long(len(self._names[first + cuts[-1]]))
-        self._cuts += (first + cut for cut in cuts[1:])
-        self._blocks.append(len(cuts) - 1)
-        tail = used[-1] - used[cuts[-2]]
-        return Directory(node, BLOCK * (len(cuts) - 2) + tail, tail)
-
-    def pack(self, nids: Sequence[int], types: Sequence[int]) -> Iterator[bytes]:
-        """The blocks of each directory, in the order of :meth:`add`; the last block as far as it is used.
+    def pack(self, nids: Sequence[int], types: bytes) -> Iterator[bytes]:
+        """The blocks of each directory, in the order of :attr:`nodes`; the last block as far as it is used.
 
         Args:
             nids: by node.
-            types: dirent types by node, shifted left by 16 bits.
-
-        Raises UnsupportedFormat for a name that is too long.
+            types: dirent types by node.
         """
-        starts = list(accumulate(map(len, self._names), initial=0))
-        longest = max(map(len, self._names), default=0)
-        if longest > NAME_MAX:
-            raise _too_long(longest)
-        tables, names = self._tables(starts, nids, types), b"".join(self._names)
+        starts, tables, names = self._starts, self._tables(nids, types), b"".join(self._names)
         blocks = pairwise(self._cuts)
         for number in self._blocks:
-            parts: list[bytes] = []
-            for left in reversed(range(number)):
+            content = b""
+            for _ in range(number):
                 first, end = next(blocks)
-                parts.append(tables[DIRENT_SIZE * first : DIRENT_SIZE * end])
-                parts.append(names[starts[first] : starts[end]])
-                if left:
-                    parts.append(bytes(BLOCK - DIRENT_SIZE * (end - first) - starts[end] + starts[first]))
-            yield b"".join(parts)
+                content = content.ljust(-(-len(content) // BLOCK) * BLOCK, b"\0") + (
+                    tables[DIRENT_SIZE * first : DIRENT_SIZE * end] + names[starts[first] : starts[end]]
+                )
+            yield content
 
-    def _tables(self, starts: Sequence[int], nids: Sequence[int], types: Sequence[int]) -> bytes:
-        """All entries without their names; ``starts`` is where names start when they are laid end to end."""
-        cuts, nodes = self._cuts, self._nodes
+    def _tables(self, nids: Sequence[int], types: bytes) -> bytes:
+        """All entries without their names."""
+        cuts, starts, nodes = self._cuts, self._starts, self.entries
         counts = list(map(sub, cuts[1:], cuts))
         # In its block a name is behind the table.
-        shifts = [DIRENT_SIZE * count - starts[first] for first, count in zip(cuts, counts, strict=False)]
-        offsets = map(add, starts, chain.from_iterable(map(repeat, shifts, counts)))
+        shifts = [DIRENT_SIZE * number - starts[first] for first, number in zip(cuts, counts, strict=False)]
         words = array("I", bytes(DIRENT_SIZE * len(nodes)))
-        numbers = array("Q", map(nids.__getitem__, nodes))
+        # The upper word of a nid stays 0: one of 33 bits would be beyond 128 GiB.
+        words[::_WORDS] = array("I", picked(nids, nodes))
+        words[2::_WORDS] = array("I", map(add, starts, chain.from_iterable(map(repeat, shifts, counts))))
         if sys.byteorder == "big":
-            numbers.byteswap()
-        halves = array("I", numbers.tobytes())
-        words[::_WORDS], words[1::_WORDS] = halves[::2], halves[1::2]
-        last = array("I", map(add, offsets, map(types.__getitem__, nodes)))
-        if sys.byteorder == "big":
-            last.byteswap()
-        words[2::_WORDS] = last
-        return words.tobytes()
-
-
-def _too_long(length: int) -> UnsupportedFormat:
-    return UnsupportedFormat(f"a name has {length} bytes, more than Linux allows")
+            words.byteswap()
+        table = bytearray(words.tobytes())
+        table[_TYPE_AT::DIRENT_SIZE] = bytes(picked(types, nodes))
+        return bytes(table)

@@ -15,23 +15,33 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, repeat
+from itertools import compress, count
 from typing import Final
 
 from veneer.erofs.chunks import ChunkMapper, Copy
-from veneer.erofs.directories import Directories, Directory
-from veneer.erofs.inodes import FILE_SIZE, PlannedInode, fits_inline, pack_files, pack_inodes, superblock
+from veneer.erofs.directories import Directories
+from veneer.erofs.inodes import (
+    FILE_SIZE,
+    PlannedInode,
+    fits_inline,
+    in_bulk,
+    pack_files,
+    pack_inodes,
+    place_inodes,
+    superblock,
+)
 from veneer.erofs.ondisk import (
     BLOCK,
     BLOCK_BITS,
     CHUNK_LAYOUT,
     DEVICE_SLOT,
+    ENTRY,
     FILE_TYPES,
     INLINE_LAYOUT,
     INODE_SIZE,
     MAX_BLOCKS,
-    MAX_CHUNK_BITS,
     MAX_DEVICES,
+    NO_BLOCK,
     PATH_MAX,
     PLAIN_LAYOUT,
     SLOT,
@@ -44,8 +54,9 @@ from veneer.erofs.ondisk import (
     encode_rdev,
     seal,
 )
-from veneer.erofs.xattrs import pack_xattrs
+from veneer.erofs.xattrs import pack_xattrs, xattr_count
 from veneer.errors import IntegrityError, UnsupportedFormat
+from veneer.index.columns import picked, plane
 from veneer.index.model import Extent, ImageIndex
 
 __all__ = ["WRITER_VERSION", "ErofsImage", "write_erofs"]
@@ -53,11 +64,10 @@ __all__ = ["WRITER_VERSION", "ErofsImage", "write_erofs"]
 #: Rises with every change after which the same tree gives other bytes; images that were kept are then stale.
 WRITER_VERSION: Final = 1
 
-_MAX_WHOLE: Final = BLOCK << MAX_CHUNK_BITS
-#: Dirent types by type bits of a mode, where :meth:`Directories.pack` wants them.
-_TYPES: Final = [FILE_TYPES.get(kind << 12, 0) << 16 for kind in range(16)]
-_REGULAR: Final = _TYPES[stat.S_IFREG >> 12]
-_DIRECTORY: Final = _TYPES[stat.S_IFDIR >> 12]
+#: The upper byte of a mode -> dirent type.
+_TYPES: Final = bytes(FILE_TYPES.get(stat.S_IFMT(byte << 8), 0) for byte in range(256))
+_IS_DIRECTORY: Final = bytes(kind == FILE_TYPES[stat.S_IFDIR] for kind in range(256))
+_IS_NOTHING: Final = bytes(kind == 0 for kind in range(256))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,116 +132,89 @@ class _Writer:
         self._placements = placements
         self._mapper = ChunkMapper(self._devices)
         self._dropped: Counter[str] = Counter()
-        self._names = Directories()
-        self._nids = [0] * len(index.mode)
-        self._types = [_TYPES[mode >> 12] for mode in index.mode]
+        self._types = plane(index.mode, 1).translate(_TYPES)
 
     def write(self) -> ErofsImage:
         """Plan, place, then pack."""
-        directories = self._directories()
-        files, others = self._classes(directories)
-        folders = [self._folder(directory) for directory in directories]
-        rest = [self._inode(node) for node in others]
+        index, types = self._index, self._types
+        names = Directories(index.root, index.children, types)
+        files, others = self._classes(names.entries)
+        folders = list(map(self._folder, names.nodes, names.sizes, names.tails))
+        rest = list(map(self._inode, others))
         devices = self._all_devices()  # files in several chunks decide whether there is a tail
 
-        files_at = self._place(folders, SLOTS_AT + SLOT_SIZE * len(devices))
-        rest_at = files_at + FILE_SIZE * len(files)
+        nids = [0] * len(types)
+        folder_places = place_inodes(folders, SLOTS_AT + SLOT_SIZE * len(devices), nids)
+        files_at = folder_places[-1]
         for node, nid in zip(files, count(files_at // SLOT, FILE_SIZE // SLOT), strict=False):
-            self._nids[node] = nid
-        end = self._place(rest, rest_at)
-        blocks = align(end, BLOCK) >> BLOCK_BITS
-        for item in chain(folders, rest):
-            if item.blocks:
-                item.union = blocks
-                blocks += item.blocks
+            nids[node] = nid
+        rest_places = place_inodes(rest, files_at + FILE_SIZE * len(files), nids)
+        rest_places[-1] = align(rest_places[-1], BLOCK)
+        blocks = _give_blocks([*folders, *rest], rest_places[-1] >> BLOCK_BITS)
+        for folder, content in zip(folders, names.pack(nids, types), strict=True):
+            cut = folder.size - folder.length + len(folder.body)
+            folder.content = content[:cut]
+            folder.body += content[cut:]
 
-        self._fill(folders)
-        inodes = len(folders) + len(files) + len(rest)
-        image = bytearray(blocks << BLOCK_BITS)
-        image[SUPERBLOCK_AT:SLOTS_AT] = superblock(self._nids[self._index.root], inodes, blocks, len(devices))
-        for number, slot in enumerate(devices):
-            DEVICE_SLOT.pack_into(image, SLOTS_AT + SLOT_SIZE * number, slot.tag, slot.blocks, 0)
-        pack_inodes(image, self._index, self._nids, folders, 1)
-        image[files_at:rest_at] = pack_files(self._index, self._devices, files, len(folders) + 1)
-        pack_inodes(image, self._index, self._nids, rest, len(folders) + len(files) + 1)
+        rest_ino = len(folders) + len(files) + 1
+        inodes = rest_ino - 1 + len(rest)
+        regions = (
+            bytes(SUPERBLOCK_AT),
+            superblock(nids[index.root], inodes, blocks, len(devices)),
+            *(DEVICE_SLOT.pack(slot.tag, slot.blocks, 0) for slot in devices),
+            pack_inodes(index, folders, folder_places, 1),
+            pack_files(index, files, len(folders) + 1),
+            pack_inodes(index, rest, rest_places, rest_ino),
+            *(
+                item.content.ljust(item.blocks << BLOCK_BITS, b"\0")
+                for item in (*folders, *rest)
+                if item.blocks
+            ),
+        )
+        image = bytearray().join(regions)
         seal(image)
         return ErofsImage(bytes(image), devices, tuple(self._mapper.copies), dict(self._dropped), inodes)
 
-    def _directories(self) -> list[Directory]:
-        """Every directory, breadth first."""
-        types, children = self._types, self._index.children
-        found = [self._index.root]
-        parents = [self._index.root]
-        directories = []
-        for node, parent in zip(found, parents, strict=True):  # both grow as they are read
-            kids = children.get(node, {})
-            directories.append(self._names.add(node, parent, kids))
-            inner = [kid for kid in kids.values() if types[kid] == _DIRECTORY]
-            found += inner
-            parents += repeat(node, len(inner))
-            if len(found) > len(types):
-                raise IntegrityError("a directory of the tree is in several places")
-        return directories
-
-    def _classes(self, directories: Iterable[Directory]) -> tuple[list[int], list[int]]:
+    def _classes(self, entries: Sequence[int]) -> tuple[list[int], list[int]]:
         """All nodes but directories, breadth first, once each: files that are made in bulk, and others."""
-        index = self._index
-        types, size, data = self._types, index.size, index.data
+        index, types = self._index, self._types
         special = index.xattrs.keys() | index.segments.keys() | self._placements.keys()
-        files, others = [], []
-        empty: dict[bytes, int] = {}
-        values = (index.children.get(directory.node, empty).values() for directory in directories)
-        for node in dict.fromkeys(chain.from_iterable(values)):
-            kind = types[node]
-            if (
-                kind == _REGULAR
-                and node not in special
-                and 0 < size[node] <= _MAX_WHOLE
-                and data[node] % BLOCK == 0
-            ):
-                files.append(node)
-            elif kind != _DIRECTORY:
-                others.append(node)
-        return files, others
+        bulk = in_bulk(index, self._devices, types, special)
+        taken = int.from_bytes(bulk) | int.from_bytes(types.translate(_IS_DIRECTORY))
+        others = taken.to_bytes(len(types)).translate(_IS_NOTHING)
+        return (
+            list(dict.fromkeys(compress(entries, picked(bulk, entries)))),
+            list(dict.fromkeys(compress(entries, picked(others, entries)))),
+        )
 
-    def _folder(self, directory: Directory) -> PlannedInode:
-        xattrs = self._xattrs(directory.node)
-        item = PlannedInode(directory.node, PLAIN_LAYOUT, directory.size, xattrs=xattrs)
-        if fits_inline(xattrs, directory.tail):
-            item.layout, item.body_length = INLINE_LAYOUT, directory.tail
-        item.blocks = align(directory.size - item.body_length, BLOCK) >> BLOCK_BITS
-        return item
+    def _folder(self, node: int, size: int, tail: int) -> PlannedInode:
+        xattrs = self._xattrs(node)
+        layout = INLINE_LAYOUT if fits_inline(xattrs, tail) else PLAIN_LAYOUT
+        behind = tail if layout == INLINE_LAYOUT else 0
+        blocks = align(size - behind, BLOCK) >> BLOCK_BITS
+        return PlannedInode(
+            node, layout, size, NO_BLOCK, xattr_count(xattrs), xattrs, len(xattrs) + behind, blocks=blocks
+        )
 
     def _inode(self, node: int) -> PlannedInode:
         """Anything but a directory."""
         index = self._index
         mode, size = index.mode[node], index.size[node]
-        item = PlannedInode(node, PLAIN_LAYOUT, 0, xattrs=self._xattrs(node))
+        xattrs = self._xattrs(node)
         if stat.S_ISLNK(mode):
-            target = index.targets[node]
-            item.size = len(target)
-            if not 0 < item.size <= PATH_MAX:
-                raise UnsupportedFormat(
-                    f"the target of a symlink has {item.size} bytes, which Linux does not allow"
-                )
-            if fits_inline(item.xattrs, item.size):
-                item.layout, item.body, item.body_length = INLINE_LAYOUT, target, item.size
-            else:
-                item.content, item.blocks = target, align(item.size, BLOCK) >> BLOCK_BITS
-        elif stat.S_ISREG(mode):
-            item.size = size
-            if size:
-                extents = self._placements.get(node)
-                item.layout = CHUNK_LAYOUT
-                item.union, item.body = self._mapper.map(
-                    node, size, index.extents(node) if extents is None else extents
-                )
-                item.body_length = len(item.body)
-        elif stat.S_IFMT(mode) in FILE_TYPES:
-            item.union = encode_rdev(*index.rdevs.get(node, (0, 0)))
-        else:
+            return _symlink(node, index.targets[node], xattrs)
+        if stat.S_ISREG(mode):
+            if not size:
+                return PlannedInode(node, PLAIN_LAYOUT, 0, NO_BLOCK, xattr_count(xattrs), xattrs, len(xattrs))
+            extents = self._placements.get(node)
+            extents = index.extents(node) if extents is None else extents
+            chunk_format, chunks = self._mapper.map(node, size, extents)
+            body = xattrs.ljust(align(INODE_SIZE + len(xattrs), ENTRY.size) - INODE_SIZE, b"\0") + chunks
+            return PlannedInode(node, CHUNK_LAYOUT, size, chunk_format, xattr_count(xattrs), body, len(body))
+        if stat.S_IFMT(mode) not in FILE_TYPES:
             raise IntegrityError(f"a name leads to something of mode {mode:o}")
-        return item
+        number = encode_rdev(*index.rdevs.get(node, (0, 0)))
+        return PlannedInode(node, PLAIN_LAYOUT, 0, number, xattr_count(xattrs), xattrs, len(xattrs))
 
     def _xattrs(self, node: int) -> bytes:
         xattrs = self._index.xattrs.get(node)
@@ -260,24 +243,24 @@ class _Writer:
             digest.update(struct.pack("<4Q", copy.offset, copy.length, copy.device, copy.source))
         return DeviceSlot(digest.hexdigest().encode(), self._mapper.tail_blocks << BLOCK_BITS)
 
-    def _place(self, items: Iterable[PlannedInode], position: int) -> int:
-        """Give items their nids from ``position`` on; returns where the next region starts."""
-        for item in items:
-            if item.layout == INLINE_LAYOUT:
-                # The kernel wants an inline body in one block, and that of a symlink in its inode's block.
-                length = item.body_at + item.body_length
-                if position % BLOCK + length > BLOCK:
-                    position = align(position, BLOCK)
-            elif item.layout == CHUNK_LAYOUT:
-                length = item.body_at + item.body_length
-            else:
-                length = INODE_SIZE + len(item.xattrs)
-            self._nids[item.node] = position // SLOT
-            position = align(position + length, SLOT)
-        return position
 
-    def _fill(self, folders: Sequence[PlannedInode]) -> None:
-        """Give directories their content, now that all nids are known."""
-        for folder, content in zip(folders, self._names.pack(self._nids, self._types), strict=True):
-            cut = folder.size - folder.body_length
-            folder.content, folder.body = content[:cut], content[cut:]
+def _symlink(node: int, target: bytes, xattrs: bytes) -> PlannedInode:
+    size = len(target)
+    if not 0 < size <= PATH_MAX:
+        raise UnsupportedFormat(f"the target of a symlink has {size} bytes, which Linux does not allow")
+    if fits_inline(xattrs, size):
+        body = xattrs + target
+        return PlannedInode(node, INLINE_LAYOUT, size, NO_BLOCK, xattr_count(xattrs), body, len(body))
+    blocks = align(size, BLOCK) >> BLOCK_BITS
+    return PlannedInode(
+        node, PLAIN_LAYOUT, size, NO_BLOCK, xattr_count(xattrs), xattrs, len(xattrs), target, blocks
+    )
+
+
+def _give_blocks(items: Iterable[PlannedInode], block: int) -> int:
+    """Give inodes that have some their blocks, from ``block`` on in their order; returns the end of all."""
+    for item in items:
+        if item.blocks:
+            item.union = block
+            block += item.blocks
+    return block

@@ -16,6 +16,7 @@ from itertools import accumulate, chain, compress
 from typing import Final, TypeVar
 
 from veneer.errors import IntegrityError
+from veneer.index.columns import plane
 from veneer.index.model import (
     IMPLICIT_DIR,
     WHITEOUT,
@@ -91,10 +92,10 @@ def _facts(parts: Iterable[dict[int, _Fact]], bases: Iterable[int]) -> dict[int,
     return facts
 
 
-def _rows(mode: "array[int]", modes: set[int], *kinds: int) -> list[int]:
-    """Rows whose type is one of ``kinds``, ascending; ``modes`` are the distinct values of ``mode``."""
-    wanted = {value for value in modes if stat.S_IFMT(value) in kinds}
-    return list(compress(range(len(mode)), map(wanted.__contains__, mode))) if wanted else []
+def _rows(types: bytes, *kinds: int) -> list[int]:
+    """Rows whose type is one of ``kinds``, ascending; ``types`` has the upper byte of each mode."""
+    wanted = types.translate(bytes(stat.S_IFMT(byte << 8) in kinds for byte in range(256)))
+    return list(compress(range(len(types)), wanted)) if any(wanted) else []
 
 
 class _Overlay:
@@ -112,12 +113,12 @@ class _Overlay:
 
     def add(self, tree: LayerTree, base: int, what: str) -> None:
         """Lay one layer, whose row r is node ``base + r``, over the others."""
-        modes = set(tree.mode)
-        directories = _rows(tree.mode, modes, stat.S_IFDIR, IMPLICIT_DIR)
+        types = plane(tree.mode, 1)
+        directories = _rows(types, stat.S_IFDIR, IMPLICIT_DIR)
         if not directories or directories[0] != 0:
             raise IntegrityError(f"{what}: its root is not a directory")
-        implied = set(_rows(tree.mode, modes, IMPLICIT_DIR))
-        whiteouts = _rows(tree.mode, modes, WHITEOUT)
+        implied = set(_rows(types, IMPLICIT_DIR))
+        whiteouts = _rows(types, WHITEOUT)
         nodes = self._nodes(tree, base, what)
         self.undescribed += [base + row for row in implied]
 
@@ -127,31 +128,27 @@ class _Overlay:
             if 0 in implied:
                 nodes[0] = self.root
         self.root = nodes[0]
-        next_directory, next_whiteout = 1, 0
-        # Breadth first, child ranges follow each other: both positions only ever move forward.
+        whiteouts.reverse()
+        names, first_child, child_count = tree.names, tree.first_child, tree.child_count
+        # Breadth first, child ranges follow each other: whiteouts are met in their order.
         for row in directories:
-            first = tree.first_child[row]
-            end = first + tree.child_count[row]
-            lower = below.pop(row, None)
-            kids = {} if lower is None else self.children.pop(lower)
-            if row in tree.opaque:
-                kids = {}
-            stop = bisect_left(directories, end, next_directory)
-            for child in directories[next_directory:stop] if kids else ():
-                under = kids.get(tree.names[child])
-                if under is not None and under in self.children:
-                    below[child] = under
-                    if child in implied:
-                        nodes[child] = under
-            next_directory = stop
-
-            before = len(kids)
-            kids.update(zip(tree.names[first:end], nodes[first:end], strict=True))
-            if 0 < before < len(kids):
-                kids = dict(sorted(kids.items()))
-            while next_whiteout < len(whiteouts) and whiteouts[next_whiteout] < end:
-                kids.pop(tree.names[whiteouts[next_whiteout]])
-                next_whiteout += 1
+            first = first_child[row]
+            end = first + child_count[row]
+            kids = dict(zip(names[first:end], nodes[first:end], strict=True))
+            if (lower := below.pop(row, None)) is not None:
+                under = self.children.pop(lower)
+                if under and row not in tree.opaque:
+                    for child in directories[bisect_left(directories, first) : bisect_left(directories, end)]:
+                        found = under.get(names[child])
+                        if found is not None and found in self.children:
+                            below[child] = found
+                            if child in implied:
+                                kids[names[child]] = nodes[child] = found
+                    before = len(under)
+                    under.update(kids)
+                    kids = dict(sorted(under.items())) if before < len(under) else under
+            while whiteouts and whiteouts[-1] < end:
+                kids.pop(names[whiteouts.pop()])
             self.children[nodes[row]] = kids
 
     def _nodes(self, tree: LayerTree, base: int, what: str) -> list[int]:
@@ -185,9 +182,9 @@ class _Overlay:
             directories = list(filter(self.children.__contains__, kids.values()))
             subdirectories.append(len(directories))
             pending += directories
-        nlink = array("q", bytes(8 * count))
+        nlink = [0] * count
         for node in chain.from_iterable(map(dict.values, children.values())):
             nlink[node] += 1
         for node, number in zip(pending, subdirectories, strict=True):
             nlink[node] = 2 + number
-        return children, nlink
+        return children, array("q", nlink)

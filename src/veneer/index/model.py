@@ -261,7 +261,8 @@ class ImageIndex:
         devices: one a layer, lowest first.
         bases: first node of each layer's rows, ascending; ``bases[0] == 0``.
         root: node of the root directory.
-        children: directory node -> name -> node, in name order (iteration order is the readdir order).
+        children: directory node -> name -> node, in name order (iteration order is the readdir order), of every
+            directory that a name leads to, breadth first.
         nlink: by node; of a directory 2 + its subdirectories, of others the names that lead to it.
     """
 

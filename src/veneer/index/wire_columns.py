@@ -18,6 +18,7 @@ from typing import Final
 import msgpack
 
 from veneer.errors import IntegrityError
+from veneer.index.columns import picked
 
 __all__ = [
     "Fields",
@@ -201,7 +202,7 @@ def _column(data: bytes, count: int, width: int, filling: bytes) -> "array[int]"
 def spread(table: "array[int]", numbers: "array[int]") -> "array[int]":
     """``table[number]`` for each of ``numbers``, all of which are in the table."""
     if len(table) > 256:
-        return array("q", map(table.__getitem__, numbers))
+        return array("q", picked(table.tolist(), numbers))
     # Few distinct values is the usual case; then every plane of the result is a translation of bytes.
     low = _raw(numbers)[::_WIDEST]
     table_planes = _planes(table)

@@ -123,7 +123,7 @@ def decode_facts(fields: Fields, kinds: bytes, size: Sequence[int]) -> Facts:
         segments=_decode_segments(fields, kinds, size),
         opaque=frozenset(fields.ascending(len(kinds))),
     )
-    if not facts.opaque.issubset(rows_of(kinds, stat.S_IFDIR, IMPLICIT_DIR)):
+    if facts.opaque and not facts.opaque.issubset(rows_of(kinds, stat.S_IFDIR, IMPLICIT_DIR)):
         raise IntegrityError(f"{what}: something other than a directory is opaque")
     return facts
 

@@ -7,12 +7,13 @@ only where a fact is rare. The layout is specified in docs/reference/index-forma
 
 import stat
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate, chain, compress
-from operator import add, ge, not_
+from operator import add, ge
 from typing import Final, TypeVar
 
 from veneer.errors import IntegrityError
+from veneer.index.columns import LIMIT, column, exceeds, filled, lanes, repeated
 from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree
 from veneer.index.wire_columns import Fields, pack, signed_column, spread, unsigned_column
 from veneer.index.wire_facts import FACT_FIELDS, KINDS, MAX_NAME, Segments, decode_facts, encode_facts, rows_of
@@ -37,6 +38,10 @@ _LAST_TIME: Final = (1 << 63) - 1
 _MAX_MODE: Final = 0o177777
 #: Kind of a row -> 1 unless it is a regular file.
 _NOT_REGULAR: Final = bytes(number != KINDS[stat.S_IFREG] for number in range(256))
+#: No component of a path.
+_IMPOSSIBLE: Final = frozenset((b"", b".", b".."))
+#: All bits of a number in a column.
+_MASK: Final = (1 << 64) - 1
 
 _Row = TypeVar("_Row")
 
@@ -86,26 +91,28 @@ def _table(values: Iterable[_Row]) -> tuple[list[_Row], list[int]]:
     return list(table), [table[value] for value in rows]
 
 
-def _stored(size: "array[int]", segments: dict[int, Segments]) -> list[int]:
+def _stored(size: "array[int]", segments: dict[int, Segments]) -> "array[int]":
     """Bytes of data that each row has in the device: all of a file but its holes."""
-    stored = size.tolist()
+    if not segments:
+        return size
+    stored = size[:]
     for row, runs in segments.items():
         stored[row] = sum(length for _, length in runs)
     return stored
 
 
-def _strides(stored: Iterable[int]) -> list[int]:
+def _stride(length: int) -> int:
     """Blocks from where a row's data are expected to where the next row's are: its data and one header."""
-    return [(length + 2 * _BLOCK - 1) >> _BLOCK_SHIFT for length in stored]
+    return (length + 2 * _BLOCK - 1) >> _BLOCK_SHIFT
 
 
-def _skips(data: "array[int]", stored: Sequence[int]) -> Iterable[int]:
+def _skips(data: "array[int]", stored: "array[int]") -> Iterable[int]:
     """Of each row, the blocks between where its data are and where a sorted tar would have them."""
     expected = 1
-    for offset, length, stride in zip(data, stored, _strides(stored), strict=True):
+    for offset, length in zip(data, stored, strict=True):
         skipped = (offset >> _BLOCK_SHIFT) - expected if length else 0
         yield skipped
-        expected += skipped + stride
+        expected += skipped + _stride(length)
 
 
 def decode_tree(data: bytes, device_size: int) -> LayerTree:
@@ -154,18 +161,19 @@ def _decode_names(blob: bytes) -> list[bytes]:
         raise IntegrityError(f"{_WHAT}: more than {MAX_ROWS} rows")
     if not blob:
         return [b""]
-    framed = b"/%b/" % blob
-    if b"\0" in framed or any(bad in framed for bad in (b"//", b"/./", b"/../")):
+    names = blob.split(b"/")
+    # Directories are dicts by name later on, so that names are hashed here costs nothing.
+    if b"\0" in blob or not _IMPOSSIBLE.isdisjoint(names):
         raise IntegrityError(f"{_WHAT}: a name is empty, '.' or '..', or has a NUL")
-    names = [b"", *blob.split(b"/")]
     if max(map(len, names)) > MAX_NAME:
         raise IntegrityError(f"{_WHAT}: a name is longer than {MAX_NAME} bytes")
+    names.insert(0, b"")
     return names
 
 
 def _decode_table_size(numbers: "array[int]") -> int:
     """Entries of a table whose entries are numbered in order of first use, all of them used."""
-    used = list(dict.fromkeys(numbers))
+    used = list(dict.fromkeys(numbers.tolist()))
     if used != list(range(len(used))):
         raise IntegrityError(f"{_WHAT}: a table is not in order of first use")
     return len(used)
@@ -200,13 +208,25 @@ def _decode_times(fields: Fields, count: int) -> "array[int]":
     """Modification time of each row."""
     time_of = fields.unsigned(count)
     entries = _decode_table_size(time_of)
-    seconds, fractions = fields.signed(entries), fields.unsigned(entries)
-    times = [second * _NS + fraction for second, fraction in zip(seconds, fractions, strict=True)]
-    if max(fractions) >= _NS or not _FIRST_TIME <= min(times) <= max(times) <= _LAST_TIME:
-        raise IntegrityError(f"{_WHAT}: a time is out of range")
-    if len(set(times)) != entries:
+    times = _times(fields.signed(entries), fields.unsigned(entries))
+    if len(set(times.tolist())) != entries:
         raise IntegrityError(f"{_WHAT}: a time is twice in its table")
-    return spread(array("q", times), time_of)
+    return spread(times, time_of)
+
+
+def _times(seconds: "array[int]", fractions: "array[int]") -> "array[int]":
+    """Seconds and nanoseconds as nanoseconds."""
+    count = len(seconds)
+    if exceeds(lanes(fractions), repeated(_NS - 1, count), count):
+        raise IntegrityError(f"{_WHAT}: a time is out of range")
+    whole = lanes(seconds)
+    is_negative = whole & repeated(LIMIT, count)
+    if not is_negative and not exceeds(whole, repeated(_LAST_TIME // _NS - 1, count), count):
+        return column(whole * _NS + lanes(fractions), count)
+    times = [second * _NS + fraction for second, fraction in zip(seconds, fractions, strict=True)]
+    if not _FIRST_TIME <= min(times) <= max(times) <= _LAST_TIME:
+        raise IntegrityError(f"{_WHAT}: a time is out of range")
+    return array("q", times)
 
 
 def _decode_shape(fields: Fields, count: int, directories: list[int]) -> "tuple[array[int], array[int]]":
@@ -238,13 +258,23 @@ def _check_order(names: list[bytes], first_child: "array[int]", directories: lis
         raise IntegrityError(f"{_WHAT}: names of a directory are not sorted, or twice there")
 
 
-def _decode_places(fields: Fields, stored: list[int], device_size: int) -> "array[int]":
+def _decode_places(fields: Fields, stored: "array[int]", device_size: int) -> "array[int]":
     """Device offset of each row's data, given how many bytes of it there are."""
-    skips = fields.signed(len(stored))
-    if any(compress(skips, map(not_, stored))):
+    count = len(stored)
+    skips, lengths, limits = fields.signed(count), lanes(stored), repeated(device_size, count)
+    has_data = filled(lengths, count)
+    if lanes(skips) & has_data != lanes(skips):
         raise IntegrityError(f"{_WHAT}: a row without data has a place for them")
-    blocks = list(accumulate(map(add, skips, chain((1,), _strides(stored)))))
-    offsets = [block << _BLOCK_SHIFT if length else 0 for block, length in zip(blocks, stored, strict=True)]
-    if min(offsets) < 0 or max(map(add, offsets, stored)) > device_size:
-        raise IntegrityError(f"{_WHAT}: data of a file are outside the device of {device_size} bytes")
-    return array("q", offsets)
+    outside = f"{_WHAT}: data of a file are outside the device of {device_size} bytes"
+    if exceeds(lengths, limits, count):
+        raise IntegrityError(outside)
+    strides = lengths + repeated(_stride(0) << _BLOCK_SHIFT | _BLOCK - 1, count)
+    strides = strides >> _BLOCK_SHIFT & repeated(_MASK >> _BLOCK_SHIFT, count)
+    blocks = list(accumulate(map(add, skips, chain((1,), column(strides, count)))))
+    # Rows without data lie between others, or after the last one.
+    if min(blocks) < 0 or max(blocks) > (device_size >> _BLOCK_SHIFT) + count + 1:
+        raise IntegrityError(outside)
+    offsets = lanes(array("q", blocks)) << _BLOCK_SHIFT & has_data
+    if exceeds(offsets + lengths, limits, count):
+        raise IntegrityError(outside)
+    return column(offsets, count)
