@@ -115,6 +115,9 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
             f"  {events['events']} questions of the kernel, {events['waited']} of them waited, "
             f"{events['denied']} failed, {events['pending']} waiting now"
         )
+    if daemon["decoder"]:
+        spans = sum(store["entrusted"] for store in stores)
+        lines.append(f"  process {daemon['decoder']} decodes: {spans} spans so far")
     requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
     lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
     kept = [tree for tree in daemon["trees"] if tree["idle_s"] is not None]

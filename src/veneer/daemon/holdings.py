@@ -24,6 +24,7 @@ from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
 from veneer.settings import Settings
 from veneer.store.attached import AttachedDevice
+from veneer.store.decoder import Decoder
 from veneer.store.spanstore import SpanStore, open_store
 from veneer.timing import UNTIMED, Timing
 from veneer.transport import Connections, TransportStats
@@ -67,6 +68,8 @@ class Holdings:
         self._nursery = nursery
         self._opening = trio.Lock()
         self._connections = Connections()
+        #: Works for all stores.
+        self.decoder = Decoder(nursery)
         nursery.start_soon(self._keep_connections)
         self._stores: dict[Path, _Store] = {}
         self._open = OpenImages()
@@ -252,7 +255,7 @@ class Holdings:
         return known
 
     async def _keep_store(self, settings: Settings, *, task_status: trio.TaskStatus["_Store"]) -> None:
-        async with open_store(settings) as store:
+        async with open_store(settings, decoder=self.decoder) as store:
             there = await trio.to_thread.run_sync(identity, settings.cache_dir)
             opened = _Store(store, settings, there)
             loop = trio.lowlevel.current_trio_token()

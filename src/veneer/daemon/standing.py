@@ -91,7 +91,9 @@ class Standing:
     def _daemon(self) -> dict[str, Any]:
         guards = self.guards
         services = self.residents.services if self.residents else {}
-        stores = self.residents.holdings.stores if self.residents else {}
+        holdings = self.residents and self.residents.holdings
+        stores = holdings.stores if holdings else {}
+        decoder = holdings and holdings.decoder.pid
         return {
             "version": __version__,
             "worker": os.getpid(),
@@ -101,7 +103,8 @@ class Standing:
             "trees": self.residents.trees.to_json() if self.residents else [],
             "descriptors": len(os.listdir("/proc/self/fd")),
             "descriptors_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            "memory": sum(_memory(pid) for pid in (os.getpid(), guards and guards.scribe.pid) if pid),
+            "memory": sum(_memory(pid) for pid in (os.getpid(), guards and guards.scribe.pid, decoder) if pid),
+            "decoder": decoder,
             "events": guards.devices.stats.to_json() if guards else {},
             "links": {path: store.links() for path, store in stores.items()},
             "stores": {path: store.stats.to_json() for path, store in stores.items()},

@@ -278,6 +278,19 @@ class AttachedDevice:
                 outcome.kept = outcome.plain is not None and self.form is Form.PLAIN
         return outcomes
 
+    @property
+    def entrustable(self) -> DeviceFile | None:
+        """The data file, if others may verify, decode and write spans: that takes neither key nor window."""
+        return self._direct if self._decode is check_and_decode and self.windows is None else None
+
+    def entrust(self, length: int) -> int | None:
+        """:meth:`DeviceCache.entrust`."""
+        return None if self._direct is None else self._cache.entrust(self._direct, length)
+
+    def take_over(self, file: DeviceFile, length: int, generation: int, digests: Mapping[int, bytes]) -> bool:
+        """:meth:`DeviceCache.take_over`; the device may have been detached meanwhile."""
+        return self._cache.take_over(file, length, generation, digests)
+
     def find_now(self, numbers: Iterable[int], remembered: Mapping[int, bytes]) -> Local:
         """Look for spans on the disk, and put those there that were remembered only.
 

@@ -132,6 +132,11 @@ class Bulk:
         if self._may_begin():
             self._begin()
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether all that is missing is being fetched."""
+        return self._running and math.isinf(self._room())
+
     async def whole(self) -> None:
         """Fetch all that is missing, and return when no more can be done now: not all of it may be there."""
         link = self._queue.link
@@ -224,12 +229,10 @@ class Bulk:
 
     def _begin_at_front(self) -> None:
         """Fetch first what is missing before the present place, if that is little: hashing begins there."""
-        done, starts = self._done, self._spans.starts
-        first = done.find(0)
-        if 0 <= first < self._place:
-            missing = (starts[n + 1] - starts[n] for n in range(first, self._place) if not done[n])
-            if sum(missing) <= _LEAST:
-                self._place = first
+        done, starts, jobs = self._done, self._spans.starts, self._queue.jobs
+        missing = [n for n in range(self._place) if not done[n] and n not in jobs]
+        if missing and sum(starts[n + 1] - starts[n] for n in missing) <= _LEAST:
+            self._place = missing[0]
 
     def _next(self, limit: int, gap: int, most: float) -> list[int]:
         """The spans of the next range, at most ``limit`` stored and ``most`` plain bytes; none at the end."""

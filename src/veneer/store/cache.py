@@ -27,7 +27,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -216,6 +216,36 @@ class DeviceCache:
                 self.refusal = None
                 return all(file.states[fill.number] == PRESENT for fill in fills)
         return False
+
+    def entrust(self, file: DeviceFile, length: int) -> int | None:
+        """Have somebody else write so many bytes of verified spans; :meth:`take_over` has to follow.
+
+        Returns what that wants; None if it cannot be done now. Evicts nothing.
+        """
+        ledger = self._ledger
+        if ledger is None or time.monotonic() < self._paused_until or not ledger.reserve(length, self.quota):
+            return None
+        if (generation := file.entrust()) is None:
+            ledger.release(length)
+        return generation
+
+    def take_over(self, file: DeviceFile, length: int, generation: int, digests: Mapping[int, bytes]) -> bool:
+        """Count spans as present that somebody has written since :meth:`entrust`; False if that cannot be.
+
+        Args:
+            file: of the device.
+            length: as it was given.
+            generation: as it was returned.
+            digests: of the bytes in the file, by span, ascending.
+        """
+        gained: int | None = None
+        try:
+            gained = file.take_over(generation, digests)
+        except OSError as error:
+            _log.debug("spans cannot be marked: %s", error)
+        finally:
+            self._release(length - (gained or 0))
+        return gained is not None
 
     def refused(self, what: str) -> CacheError:
         """The error for bytes that have to be on disk, and are not."""

@@ -23,7 +23,7 @@ import os
 import time
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -184,13 +184,48 @@ class DeviceFile:
                 return 0
             wanted = [fill for fill in fills if self.states[fill.number] != PRESENT]
             for run in runs(self.map, wanted):
-                first = run[0].number
-                write_run(self._fd, self.map, run, undo=not self.frozen)
-                if self._owned is not None:
-                    # Whoever waits for the span is about to tell the kernel.
-                    self._owned.note(first, first + len(run))
-                gained += self.map.mark(first, [fill.digest for fill in run], time.time_ns())
+                try:
+                    write_run(self._fd, self.map, run, undo=not self.frozen)
+                except OSError:
+                    # What was taken back may have been more than what was written: see :meth:`take_over`.
+                    self.map.bump()
+                    raise
+                gained += self._mark(run)
         return gained
+
+    def entrust(self) -> int | None:
+        """Let somebody else write verified spans to the file; returns what :meth:`take_over` wants then.
+
+        None: that is not for us to allow.
+        """
+        # With the lock: whoever takes spans away and has counted that may not have punched them out yet.
+        with self.map.locked():
+            return None if self._abandoned or self.read_only else self._generation[0]
+
+    def take_over(self, generation: int, digests: Mapping[int, bytes]) -> int | None:
+        """Mark spans that somebody has written since :meth:`entrust`. Returns the bytes gained; raises OSError.
+
+        None: something was punched out meanwhile, maybe of what was written. Nothing is marked then.
+
+        Args:
+            generation: of the moment before.
+            digests: of what was written, by span, ascending.
+        """
+        gained = 0
+        with self.map.locked():
+            if self._abandoned or self.read_only or self._generation[0] != generation:
+                return None
+            wanted = [Fill(n, b"", digest) for n, digest in digests.items() if self.states[n] != PRESENT]
+            for run in runs(self.map, wanted):
+                gained += self._mark(run)
+        return gained
+
+    def _mark(self, run: Sequence[Fill]) -> int:
+        first = run[0].number
+        if self._owned is not None:
+            # Whoever waits for the span is about to tell the kernel.
+            self._owned.note(first, first + len(run))
+        return self.map.mark(first, [fill.digest for fill in run], time.time_ns())
 
     @property
     def abandoned(self) -> bool:

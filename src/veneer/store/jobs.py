@@ -7,15 +7,18 @@ Used from the store's own thread only. Not here: what to ask of a source (:mod:`
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 import trio
 
 from veneer.errors import IntegrityError, Unavailable, VeneerError
+from veneer.index.model import Span
 from veneer.store.attached import AttachedDevice
 from veneer.store.bulk import Bulk
+from veneer.store.decoder import Decoder
+from veneer.store.decoder_main import WRONG
 from veneer.store.fetch import Priority, SpanJob, hops
 from veneer.store.presence import Form
 from veneer.store.proof import hash_ahead
@@ -47,10 +50,14 @@ class Jobs:
         stats: where what happens is counted.
         nursery: owns the work.
         deadline_s: how long one waits.
+        decoder: does what nobody waits for, if it can.
     """
 
-    def __init__(self, stats: StoreStats, *, nursery: trio.Nursery, deadline_s: float) -> None:
+    def __init__(
+        self, stats: StoreStats, *, nursery: trio.Nursery, deadline_s: float, decoder: Decoder | None = None
+    ) -> None:
         self.threads = Threads()
+        self._decoder = decoder
         self._stats = stats
         self._nursery = nursery
         self._deadline_s = deadline_s
@@ -189,12 +196,18 @@ class Jobs:
                     for job in hop:
                         queue.finish(job, None, error)
                     continue
+            of_number = {job.number: job for job in hop}
+            if urgent[0].priority is Priority.BULK:
+                done = await self._entrust(attached, of_number, spans, offset, data)
+                spans = [span for span in spans if span.number not in done]
+                if not spans:
+                    continue
+                size = sum(span.length for span in spans)
             inline = _is_little(attached, size)
             outcomes, cpu_s = await self._work(
                 inline, _metered, attached.decode_now, spans, offset, data, windows
             )
             queue.link.observe_check(sum(span.stored_length for span in spans), cpu_s)
-            of_number = {job.number: job for job in hop}
             for outcome in outcomes:
                 job = of_number[outcome.number]
                 stats.spans_decoded += 1
@@ -205,6 +218,50 @@ class Jobs:
                     queue.reject(job, outcome.error)
                 else:
                     queue.finish(job, None, outcome.error)
+
+    async def _entrust(
+        self,
+        attached: AttachedDevice,
+        jobs: Mapping[int, SpanJob],
+        spans: Sequence[Span],
+        offset: int,
+        data: bytes,
+    ) -> Collection[int]:
+        """Have a process of its own do it. The numbers of the spans that are done with."""
+        decoder, file = self._decoder, attached.entrustable
+        if decoder is None or file is None:
+            return ()
+        if not decoder.running:
+            if attached.bulk.takes_all:
+                decoder.want()
+            return ()
+        length = sum(span.length for span in spans)
+        if (generation := attached.entrust(length)) is None:
+            return ()
+        digests: dict[int, bytes] = {}
+        with self.threads.using():
+            try:
+                answer = await decoder.fill(file.fd, spans, offset, data)
+                if answer is not None:
+                    pairs = zip(spans, answer.digests, strict=False)
+                    digests = {span.number: digest for span, digest in pairs if digest != WRONG}
+                    attached.queue.link.observe_check(sum(span.stored_length for span in spans), answer.cpu_s)
+            finally:
+                taken = attached.take_over(file, length, generation, digests)
+            if not taken:
+                return ()
+            done: list[int] = []
+            for number in digests:
+                job = jobs[number]
+                # Others need no more than to know that it is there.
+                plain = file.read_span(number) if job.waiters else None
+                if plain is not None or not job.waiters:
+                    done.append(number)
+                    attached.queue.finish(job, plain)
+        self._stats.spans_decoded += len(done)
+        self._stats.spans_fetched += len(done)
+        self._stats.entrusted += len(done)
+        return done
 
     def _deliver(self, attached: AttachedDevice, job: SpanJob, plain: bytes, *, kept: bool) -> None:
         if not kept:

@@ -311,14 +311,18 @@ class PresenceMap:
         """Take spans away; their data may be punched once this returns. Returns the bytes lost."""
         lost = 0
         self.clear_complete()
-        self._bump()
+        self.bump()
         for number in numbers:
             if self.states[number] != EMPTY:
                 lost += self.lengths[number]
                 _pwrite_all(self.fd, bytes(_RECORD_SIZE), self._records_at + number * _RECORD_SIZE)
-        self._bump()
+        self.bump()
         self._set_present_bytes(max(0, self.present_bytes - lost))
         return lost
+
+    def bump(self) -> None:
+        """Begin another generation."""
+        _pwrite_all(self.fd, struct.pack("=Q", self.generation[0] + 1), _GENERATION)
 
     def mark_complete(self) -> None:
         """Note that all of the device was found to be whole, in this generation."""
@@ -351,9 +355,6 @@ class PresenceMap:
     def _write_records(self, first: int, digests: Sequence[bytes], state: int) -> None:
         packed = b"".join(_record(first + i, digest, state) for i, digest in enumerate(digests))
         _pwrite_all(self.fd, packed, self._records_at + first * _RECORD_SIZE)
-
-    def _bump(self) -> None:
-        _pwrite_all(self.fd, struct.pack("=Q", self.generation[0] + 1), _GENERATION)
 
     def _set_present_bytes(self, total: int) -> None:
         _pwrite_all(self.fd, struct.pack("=Q", total), _PRESENT_BYTES)

@@ -25,6 +25,7 @@ from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
 from veneer.source.base import BlobSource, WithWindows
 from veneer.store.attached import AttachedDevice, Decode, Original
 from veneer.store.cache import DeviceCache
+from veneer.store.decoder import Decoder
 from veneer.store.fetch import FetchQueue, Priority
 from veneer.store.incoming import IncomingBlob
 from veneer.store.intake import Intake
@@ -65,6 +66,7 @@ class SpanStore:
         on_access: told of every answered read, in place of :attr:`log`; must be quick.
         most_requests: how many may run at one registry.
         background_rate: bytes a second that may be fetched for nobody; 0 for any number.
+        decoder: a process that takes work off this one's threads; None for none.
 
     Attributes:
         log: the latest requests, and reads, by device key.
@@ -79,6 +81,7 @@ class SpanStore:
         on_access: OnAccess | None = None,
         most_requests: int = DEFAULT_MOST_REQUESTS,
         background_rate: int = 0,
+        decoder: Decoder | None = None,
     ) -> None:
         self.stats: StoreStats = cache.stats
         self.log = RangeLog()
@@ -87,7 +90,7 @@ class SpanStore:
         self._nursery = nursery
         self._deadline_s = read_deadline_s
         self._memory = MemoryCache(_MEMORY)
-        self._jobs = Jobs(self.stats, nursery=nursery, deadline_s=read_deadline_s)
+        self._jobs = Jobs(self.stats, nursery=nursery, deadline_s=read_deadline_s, decoder=decoder)
         self._attached: dict[bytes, AttachedDevice] = {}
         self._incoming: set[IncomingBlob] = set()
         self._links: dict[str, Turns] = {}
@@ -481,9 +484,12 @@ class open_store:  # noqa: N801 - reads and is used like a function: async with 
         CacheError: the cache directory cannot be used at all.
     """
 
-    def __init__(self, settings: Settings, *, on_access: OnAccess | None = None) -> None:
+    def __init__(
+        self, settings: Settings, *, on_access: OnAccess | None = None, decoder: Decoder | None = None
+    ) -> None:
         self._settings = settings
         self._on_access = on_access
+        self._decoder = decoder
 
     async def __aenter__(self) -> SpanStore:
         settings = self._settings
@@ -497,6 +503,7 @@ class open_store:  # noqa: N801 - reads and is used like a function: async with 
             on_access=self._on_access,
             most_requests=settings.most_requests,
             background_rate=settings.background_rate,
+            decoder=self._decoder,
         )
         return self._store
 

@@ -29,6 +29,7 @@ class StoreStats:
         over_quota: writes to mounted devices beyond the quota, because nothing could be evicted for them.
         bulk_started: times that the rest of a device began to be fetched, because most of it seems to be read.
         bulk_bytes: bytes asked for on that account.
+        entrusted: spans of those that a process of its own has verified, decoded and written.
         errors: reads that ended with an error.
     """
 
@@ -51,6 +52,7 @@ class StoreStats:
     over_quota: int = 0
     bulk_started: int = 0
     bulk_bytes: int = 0
+    entrusted: int = 0
     errors: int = 0
 
     def to_json(self) -> dict[str, int]:

@@ -5,7 +5,8 @@ descriptor soon belongs to another file. Used from the store's own thread only.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -29,10 +30,16 @@ class Threads:
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``function`` in a thread. A cancellation waits for its end."""
+        with self.using():
+            return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self.limiter)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Keep every file open that is so now."""
         call = object()
         self._calls.add(call)
         try:
-            return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self.limiter)
+            yield
         finally:
             self._calls.remove(call)
             for file, calls in self._retired:

@@ -147,7 +147,7 @@ class Transfer:
         #: When the first of several pieces came.
         self._first_s: float | None = None
         # What has arrived and is not settled yet: the bytes from _base to _reached.
-        self._held: list[bytes] = []
+        self._held: deque[memoryview] = deque()
         self._base = self._reached = self._offset
         self._ended = False
         self._news = trio.lowlevel.ParkingLot()
@@ -205,7 +205,7 @@ class Transfer:
         self._check(self._reached + len(chunk), whole=False)
         if self._reached == self._offset and len(chunk) < self._length:
             self._first_s = self._waited_s
-        self._held.append(chunk)
+        self._held.append(memoryview(chunk))
         self._reached += len(chunk)
         self._times.came()
         self._news.unpark_all()
@@ -226,9 +226,7 @@ class Transfer:
             if jobs and (self._ended or self._is_due(jobs)):
                 for _ in jobs:
                     self._jobs.popleft()
-                data, base = b"".join(self._held), self._base
-                self._base = self._end_of(jobs[-1])
-                self._held = [data[self._base - base :]]
+                base, data = self._base, self._taken(self._end_of(jobs[-1]))
                 began = time.monotonic()
                 await self._settle(jobs, base, data)
                 self._times.settled(began)
@@ -236,6 +234,19 @@ class Transfer:
                 return
             else:
                 await self._news.park()
+
+    def _taken(self, end: int) -> bytes:
+        """What has arrived up to ``end``, which is not held any more."""
+        held, pieces, left = self._held, list[memoryview](), end - self._base
+        while left:
+            piece = held.popleft()
+            if len(piece) > left:
+                held.appendleft(piece[left:])
+                piece = piece[:left]
+            pieces.append(piece)
+            left -= len(piece)
+        self._base = end
+        return b"".join(pieces)
 
     def _is_due(self, jobs: Sequence[SpanJob]) -> bool:
         starts = self._spans.starts
