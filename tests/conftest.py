@@ -13,6 +13,9 @@ from typing import TypeVar
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from trio.testing import MockClock
+
+from tests.clocks import patient_clock
 
 T = TypeVar("T")
 
@@ -30,6 +33,12 @@ hypothesis_settings.register_profile(
     "slow machine", hypothesis_settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 hypothesis_settings.load_profile("slow machine")
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    """In place of that of pytest-trio, which jumps while a thread works."""
+    return patient_clock(0.001)
 
 
 def pytest_configure(config: pytest.Config) -> None:

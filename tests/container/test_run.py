@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.processes import children
 from tests.waiting import eventually
 from veneer.container.bundle import write_image_bundle
 from veneer.container.options import ContainerOptions, Volume
@@ -50,11 +51,6 @@ def left(directory: Path) -> list[Path]:
 def containers() -> list[str]:
     listed = subprocess.run([find_runtime(), "list", "-q"], capture_output=True, text=True, check=True)
     return listed.stdout.split()
-
-
-def children(pid: int) -> list[int]:
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return [int(child) for text in lists for child in text.split()]
 
 
 def command_line(image: str, arguments: Sequence[str], *options: str) -> list[str]:

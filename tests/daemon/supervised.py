@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tests.daemon.ending import stop_at_once
 from tests.daemon.supervised_program import PROGRAM
+from tests.processes import stop_at_once
 
 __all__ = ["ADOPTS", "READY", "STANDBY", "TAKES_OVER", "WORKER", "Daemon", "Manager", "running"]
 

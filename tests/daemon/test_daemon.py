@@ -17,8 +17,8 @@ import pytest
 import trio
 
 from tests.convert.layouts import INDEX_TYPE, Layout
-from tests.daemon.ending import kill_at_once
 from tests.daemon.layouts import LARGE, lazy_image, settings_in
+from tests.processes import kill_at_once
 from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.convert.convert import convert
@@ -231,7 +231,7 @@ def test_another_worker_needs_no_registry(workplace: Path, settings: Settings, i
     async def main() -> None:
         async with scripted_registry(to_registry(workplace)) as registry:
             name = f"{registry.host}/team/app:lazy"
-            impatient = replace(settings, read_deadline_s=0.5)
+            impatient = replace(settings, read_deadline_s=2)
             await trio.to_thread.run_sync(mount, name, workplace / "mnt", impatient)
             assert await trio.to_thread.run_sync(read, workplace / "mnt/large", 0) == LARGE[:4096]
             before = processes(settings)["worker"]

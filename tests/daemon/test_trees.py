@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import trio
 
-from tests.daemon.ending import kill_at_once
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
+from tests.processes import kill_at_once
 from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.daemon import client, lifecycle, mounts

@@ -62,7 +62,8 @@ def test_a_trial_decides_and_leaves_nothing(tmp_path: Path) -> None:
     assert choose_for_daemon("erofs-fanotify", cache_dir) == Choice("erofs-fanotify", "asked for")
     assert choose_for_daemon("fuse", cache_dir) == Choice("fuse", "asked for")
     assert list(cache_dir.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    # Not more: somebody else's may have been closed meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_a_trial_in_the_group_that_is_to_be_used(tmp_path: Path) -> None:

@@ -199,7 +199,9 @@ async def until_complete(packed: Packed) -> None:
             await trio.sleep(0.01)
 
 
-async def test_a_whole_pack_is_read_without_questions(tmp_path: Path) -> None:
+async def test_a_whole_pack_is_read_without_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However long it takes here until the pack has been read, that is no pause.
+    monkeypatch.setattr(packed_module, "QUIET_S", 3600.0)
     async with shown(tmp_path) as (mountpoint, mounter, store, packed, blob):
         await until_complete(packed)
         stats: PreContentStats = mounter.stats
@@ -212,6 +214,7 @@ async def test_a_whole_pack_is_read_without_questions(tmp_path: Path) -> None:
         assert (store.stats.requests, stats.events) == (requests, events)
         await trio.to_thread.run_sync(read_all, mountpoint)
         assert stats.events > events
+        monkeypatch.setattr(packed_module, "QUIET_S", 0.1)
         with trio.fail_after(30):
             while setting.read_text().strip() != str(NORMAL_KB):  # noqa: ASYNC110 - sysfs tells nobody
                 await trio.sleep(0.05)

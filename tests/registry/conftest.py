@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio.testing
 
+from tests.clocks import patient_clock
 from tests.registry.servers import repository_at
 from tests.transport.settings import settings_in
 from veneer.registry.client import RegistryRepository
@@ -15,10 +16,9 @@ from veneer.transport import Transport
 
 
 @pytest.fixture
-def clock(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    """A fast clock. One that jumps would take a file or socket that is slow on a busy machine for a stall."""
-    mock_clock.rate = 30
-    return mock_clock
+def clock() -> trio.testing.MockClock:
+    """A fast clock that does not take a busy machine for a stall."""
+    return patient_clock()
 
 
 @pytest.fixture

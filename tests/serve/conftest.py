@@ -5,6 +5,7 @@ import httpx
 import pytest
 from trio.testing import MockClock
 
+from tests.clocks import patient_clock
 from tests.serve.clients import connect
 from veneer.serve.registry import RegistryServer, serve_registry
 
@@ -28,5 +29,4 @@ async def client(server: RegistryServer) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def jumping_clock() -> MockClock:
-    """Jumps to the next deadline when nothing happens; loopback may take a moment on a busy machine."""
-    return MockClock(autojump_threshold=0.02)
+    return patient_clock()

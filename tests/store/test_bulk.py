@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.clocks import patient_clock
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import IntegrityError, Unavailable
 from veneer.store import bulk
@@ -29,8 +30,7 @@ def one() -> Sample:
 
 @pytest.fixture
 def mock_clock() -> MockClock:
-    """Jumps to the next deadline; threads of the store get the time to finish, on busy machines too."""
-    return MockClock(autojump_threshold=0.2)
+    return patient_clock()
 
 
 class Gate:

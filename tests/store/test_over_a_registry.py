@@ -30,9 +30,15 @@ class Rig:
 
 
 @pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+def deadline_s() -> float:
+    """Of one read; longer than any takes that is to succeed, on a busy machine too."""
+    return 30
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, deadline_s: float) -> AsyncIterator[Rig]:
     one = sample([100 * KIB] * 20)
-    settings = store_settings(tmp_path, deadline_s=1.5)
+    settings = store_settings(tmp_path, deadline_s=deadline_s)
     async with (
         scripted_registry(tmp_path / "registry") as registry,
         Transport(settings) as transport,
@@ -66,13 +72,14 @@ async def test_resets_and_truncations_on_the_way_cost_nothing_but_time(rig: Rig)
     assert rig.store.cached(rig.attached, 0, rig.attached.size) == rig.one.plain
 
 
+@pytest.mark.parametrize("deadline_s", [3])
 async def test_without_the_registry_cached_reads_go_on_others_fail_in_time_and_work_when_it_is_back(
     rig: Rig,
 ) -> None:
     await rig.store.read(rig.attached, 0, 100)
     async with rig.registry.down():
         assert rig.store.cached(rig.attached, 0, 100 * KIB) == rig.one.plain[: 100 * KIB]
-        with trio.fail_after(10), pytest.raises(Unavailable) as caught:
+        with trio.fail_after(30), pytest.raises(Unavailable) as caught:
             await rig.store.read(rig.attached, 1500 * KIB, 100)
         assert rig.registry.host in caught.value.message
     assert await rig.store.read(rig.attached, 1500 * KIB, 100) == rig.one.plain[1500 * KIB :][:100]

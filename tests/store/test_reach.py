@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.clocks import patient_clock
 from tests.store.rig import KIB, RAW, ScriptedSource, sample, store_settings
 from veneer.store.spanstore import open_store
 
@@ -14,8 +15,7 @@ SPANS, SPAN = 256, 64 * KIB
 
 @pytest.fixture
 def mock_clock() -> MockClock:
-    """Jumps to the next deadline; threads of the store get the time to finish."""
-    return MockClock(autojump_threshold=0.1)
+    return patient_clock()
 
 
 # As many spans as do not let the store fetch the rest on its own.

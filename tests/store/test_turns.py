@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.clocks import patient_clock
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import UsageError
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
@@ -23,7 +24,7 @@ HALF = DEFAULT_MOST_REQUESTS // 2
 
 @pytest.fixture
 def mock_clock() -> MockClock:
-    return MockClock(autojump_threshold=0.2)
+    return patient_clock()
 
 
 class Held:

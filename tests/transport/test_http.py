@@ -9,6 +9,7 @@ import trio
 import trio.testing
 import trustme
 
+from tests.clocks import patient_clock
 from tests.transport.settings import settings_in
 from tests.transport.wire import Seen, Wire, serve
 from veneer.errors import RegistryError, Unavailable, UsageError
@@ -22,10 +23,9 @@ async def transport(tmp_path: Path) -> AsyncIterator[Transport]:
 
 
 @pytest.fixture
-def clock(mock_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    """A fast clock. One that jumps would take a socket that is slow on a busy machine for a stall."""
-    mock_clock.rate = 30
-    return mock_clock
+def clock() -> trio.testing.MockClock:
+    """A fast clock that does not take a busy machine for a stall."""
+    return patient_clock()
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,22 @@
-"""Ending processes of a daemon, which do something about each other's ends."""
+"""Processes that tests watch and end, though they do something about each other's ends."""
 
 import os
 import select
 import signal
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["kill_at_once", "stop_at_once"]
+__all__ = ["children", "kill_at_once", "stop_at_once"]
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, whichever of its threads has started them."""
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with suppress(FileNotFoundError):  # it ended, and its children are those of another thread
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
 
 
 def stop_at_once(pids: Collection[int]) -> None:
