@@ -23,6 +23,7 @@ from veneer.errors import IntegrityError, NotFound
 from veneer.events import Progress, Reporter, silent
 from veneer.image import Image
 from veneer.image.pack_check import PackCheck, pack_checks
+from veneer.image.refute import note_refuted
 from veneer.index.build import TreeBuilder
 from veneer.index.model import WINDOW_SIZE, Device, LayerIndex, LayerTree, Span
 from veneer.index.tar import TarParser
@@ -124,7 +125,8 @@ async def verify_image(
 ) -> VerifyReport:
     """Check every byte of ``image``. What is wrong is in the result; what cannot be read is raised.
 
-    With ``cache_dir`` its packs are checked, too, and those that are there.
+    With ``cache_dir`` its packs are checked, too, and those that are there; and it is noted there when the
+    index makes something else of a layer.
     """
     await image.load()  # layers that cannot be merged are bad, whatever they hold
     layers = await image.layer_indexes()
@@ -134,6 +136,9 @@ async def verify_image(
         for index, source, blob in zip(layers, image.sources, image.blobs, strict=True)
     ]
     verdicts = await run_all([partial(check.run, report) for check in checks], at_once=LAYERS_AT_ONCE)
+    for number, check in enumerate(checks):
+        if cache_dir is not None and check.refuted is not None:
+            await trio.to_thread.run_sync(note_refuted, image, cache_dir, number, check.refuted)
     problems: list[str] = []
     dropped: Counter[str] = Counter()
     for check in checks:
@@ -153,7 +158,10 @@ def _verdict(check: PackCheck) -> PackVerdict:
 
 @dataclass(slots=True)
 class _LayerCheck:
-    """The check of one layer. ``dropped`` is what its tree should not hold."""
+    """The check of one layer.
+
+    ``dropped`` is what its tree should not hold, ``refuted`` what is wrong though every span is right.
+    """
 
     index: LayerIndex
     source: BlobSource
@@ -161,6 +169,7 @@ class _LayerCheck:
     devices: str
     packs: Sequence[PackCheck] = ()
     dropped: Counter[str] = field(default_factory=Counter)
+    refuted: IntegrityError | None = None
     _problems: list[str] = field(default_factory=list)
     _count: int = 0
 
@@ -183,6 +192,7 @@ class _LayerCheck:
                 reader.windows = _Windows(device.windows, await windows.read(0, windows.size), windows.name)
             await self._read(reader, item, report)
             self.dropped = await trio.to_thread.run_sync(reader.finish)
+            self.refuted = reader.refuted
             if source is not self.blob:
                 await self._read_blob(device)
         except (
@@ -275,6 +285,8 @@ class _SpanReader:
         self._base = 0  # blob offset of the buffer
         self.windows: _Windows | None = None
         self.checked = 0
+        #: Why the layer is another one although every span is what the index says.
+        self.refuted: IntegrityError | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next stored bytes."""
@@ -339,7 +351,7 @@ class _SpanReader:
     def _check_tar(self) -> None:
         device = self._index.device
         try:
-            device.diff_id.check_hash(self._tar_hasher, f"{self._name}: uncompressed bytes (diffID)")
+            self._check_diff_id(device)
             self._parser.finish()
             tree = self._builder.finish()
         except IntegrityError as error:
@@ -348,6 +360,14 @@ class _SpanReader:
         if encode_tree(tree) != encode_tree(self._index.tree):
             difference = _first_difference(self._index.tree, tree)
             self._problem(f"{self._name}: the index does not describe this layer: {difference}")
+
+    def _check_diff_id(self, device: Device) -> None:
+        try:
+            device.diff_id.check_hash(self._tar_hasher, f"{self._name}: uncompressed bytes (diffID)")
+        except IntegrityError as error:
+            if self._span is None:
+                self.refuted = error
+            raise
 
 
 def _first_difference(stated: LayerTree, actual: LayerTree) -> str:

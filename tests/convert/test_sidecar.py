@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +16,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.convert.layouts import Layout
+from tests.convert.lies import a_lie
 from veneer.convert.convert import convert
 from veneer.convert.sidecar import IndexedImage, make_sidecar
-from veneer.convert.stretches import _WindowWriter
 from veneer.errors import IntegrityError, RegistryError, UnsupportedFormat, UsageError
 from veneer.events import Event, Notice
 from veneer.image import Image, open_image
 from veneer.image.files import read_file
 from veneer.image.open import kept_sidecars
+from veneer.image.refute import watch_layers
 from veneer.index.wire import encode_tree
 from veneer.oci.digest import Digest
 from veneer.prefetch.profile import Profile, Use
 from veneer.settings import Settings
+from veneer.store.maintenance import clear
 from veneer.store.spanstore import open_store
 from veneer.testing.actions import DropHeader, FlipBit, Status
 from veneer.testing.images import Layer, random_layers, write_image
@@ -343,6 +346,66 @@ async def test_damaged_windows_are_an_error_never_wrong_bytes(
         assert (await verify_image(image)).ok
 
 
+async def refute(reference: str, settings: Settings, how: str) -> None:
+    """Have the lie found out."""
+    async with open_store(settings) as store, open_image(reference, settings) as image:
+        if how == "verify":
+            assert not (await verify_image(image, cache_dir=settings.cache_dir)).ok
+            return
+        attached = [store.attach(*pair) for pair in zip(image.devices, image.sources, strict=True)]
+        watch_layers(image, attached, settings.cache_dir)
+        await store.read(attached[0], 0, attached[0].size)
+        with pytest.raises(IntegrityError, match="contents of layer"):
+            await store.prove(attached[0])
+
+
+@pytest.mark.parametrize("how", ["mount", "verify"])
+async def test_a_sidecar_that_was_refuted_is_not_used_again(
+    registry: ScriptedRegistry,
+    app: Layout,
+    settings: Settings,
+    elsewhere: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    lie = await a_lie(reference, settings, monkeypatch, profile_of(app, "gzip"))
+    await refute(reference, elsewhere, how)
+    told: list[Event] = []
+    async with (
+        open_store(elsewhere) as store,
+        open_image(reference, elsewhere, keeper=store, report=told.append) as image,
+    ):
+        assert image.index_origin == "streamed"
+        assert b"".join([piece async for piece in read_file(image, store, b"text")]) == TEXT
+    notices = [one.message for one in told if isinstance(one, Notice)]
+    (why,) = (notice for notice in notices if f"index {lie.index.digest} was refuted" in notice)
+    assert "veneer index --push" in why, "what to do"
+    with pytest.raises(UnsupportedFormat, match="has no index"):
+        async with open_image(reference, replace(elsewhere, cache_dir=copy_of_notes(elsewhere))):
+            pass
+    # A right one counts, though the wrong one has a pack besides.
+    shutil.rmtree(elsewhere.cache_dir / "layers")
+    right = await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+        assert image.index_descriptor is not None
+        assert image.index_descriptor.digest == right.index.digest
+        assert await content(image, elsewhere, b"text") == TEXT
+    clear(elsewhere.cache_dir)
+    kept_sidecars(elsewhere).forget(image.manifest.digest)
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_descriptor is not None
+        assert image.index_descriptor.digest == lie.index.digest, "what was refuted is forgotten"
+
+
+def copy_of_notes(settings: Settings) -> Path:
+    """Another cache directory, with nothing but the notes of what was refuted."""
+    other = settings.cache_dir.with_name("notes")
+    shutil.copytree(settings.cache_dir / "refuted", other / "refuted")
+    return other
+
+
 async def test_a_sidecar_that_lies_is_found_out_once_a_layer_is_whole_and_can_be_refused(
     registry: ScriptedRegistry,
     app: Layout,
@@ -352,10 +415,7 @@ async def test_a_sidecar_that_lies_is_found_out_once_a_layer_is_whole_and_can_be
 ) -> None:
     """Whoever may push can make one: here with windows that are not what lies before their spans."""
     reference = f"{registry.host}/app:gzip"
-    honest, table = _WindowWriter.add, bytes.maketrans(b"words", b"liars")
-    with monkeypatch.context() as patch:
-        patch.setattr(_WindowWriter, "add", lambda self, window: honest(self, window.translate(table)))
-        await make_sidecar(reference, settings, push=True)
+    await a_lie(reference, settings, monkeypatch)
     async with open_store(elsewhere) as store, open_image(reference, elsewhere) as image:
         assert image.index_origin == "referrer"
         shown = b"".join([piece async for piece in read_file(image, store, b"text")])

@@ -19,6 +19,8 @@ from veneer.events import Event, Notice, Reporter
 from veneer.image import Image
 from veneer.image.open import load_image, resolve_image
 from veneer.image.packs import NamedPack
+from veneer.image.pinned import PinnedIndex
+from veneer.image.refute import watch_layers
 from veneer.mount.filetable import FileTable
 from veneer.mount.packed import Packed
 from veneer.oci.digest import Digest
@@ -73,7 +75,7 @@ class Holdings:
         nursery.start_soon(self._keep_connections)
         self._stores: dict[Path, _Store] = {}
         self._open = OpenImages()
-        self._images: dict[tuple[str, Digest | None, SpanStore], Holding] = {}
+        self._images: dict[tuple[Digest, str, Digest | None, SpanStore], Holding] = {}
         self._devices: dict[tuple[SpanStore, bytes], _Device] = {}
 
     @property
@@ -89,11 +91,12 @@ class Holdings:
         pack: str | NamedPack | None = None,
         timing: Timing = UNTIMED,
         opened: Callable[[Image], None] = lambda _image: None,
+        index: PinnedIndex | None = None,
     ) -> tuple[Holding, Mapping[str, int]]:
         """The image that ``text`` names, open, for one more user. Raises VeneerError.
 
         ``pack`` says which pack to take with it, as for :func:`~veneer.image.open_image`; ``opened`` is called
-        with the image as soon as it is known.
+        with the image as soon as it is known. ``index`` is the only one that will do, if it is given.
 
         Returns it, and the counts of its transport without what opening it for this user took.
         """
@@ -104,7 +107,8 @@ class Holdings:
                 timing.add("resolve", began, time.monotonic())
                 return known, _one_more(known, TransportStats())
         taken: tuple[Holding, Mapping[str, int]]
-        taken = await self._nursery.start(self._keep_image, text, settings, report, pack, timing, opened)
+        what = text, settings, report, pack, timing, opened, index
+        taken = await self._nursery.start(self._keep_image, *what)
         return taken
 
     async def _keep_connections(self) -> None:
@@ -137,6 +141,7 @@ class Holdings:
         pack: str | NamedPack | None,
         timing: Timing,
         opened: Callable[[Image], None],
+        index: PinnedIndex | None,
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
@@ -144,7 +149,8 @@ class Holdings:
             kept = await self._store(settings, report)
         holding = None
         try:
-            holding = await self._keep_in(kept.store, text, settings, report, pack, timing, opened, task_status)
+            what = text, settings, report, pack, timing, opened, index
+            holding = await self._keep_in(kept.store, *what, task_status)
         finally:
             kept.users -= 1
             if holding is not None:
@@ -159,6 +165,7 @@ class Holdings:
         pack: str | NamedPack | None,
         timing: Timing,
         opened: Callable[[Image], None],
+        index: PinnedIndex | None,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> Holding | None:
         """Open an image and keep it open; None when it was open already."""
@@ -170,9 +177,10 @@ class Holdings:
                 task_status.started((holding, _one_more(holding, stats)))
                 return None
             telling = _Telling(report)
-            image = await load_image(resolved, settings, stats, telling, pack, timing, store)
+            image = await load_image(resolved, settings, stats, telling, pack, timing, store, index)
             opened(image)
-            key = image.name, image.pack.named.descriptor.digest if image.pack else None, store
+            pack_digest = image.pack.named.descriptor.digest if image.pack else None
+            key = image.identity, image.name, pack_digest, store
             holding = self._images.get(key)
             if holding is not None and holding.users:
                 task_status.started((holding, _one_more(holding, stats)))
@@ -180,7 +188,7 @@ class Holdings:
                     await self._open.remember(asked, holding)
                 return None
             with timing.phase("attach"):
-                holding = self._images[key] = self._attach(image, store)
+                holding = self._images[key] = self._attach(image, store, settings.cache_dir)
             task_status.started((holding, {}))
             if not telling.told:
                 await self._open.remember(asked, holding)
@@ -191,12 +199,13 @@ class Holdings:
             self._open.forget(holding)
             return holding
 
-    def _attach(self, image: Image, store: SpanStore) -> Holding:
+    def _attach(self, image: Image, store: SpanStore, cache_dir: Path) -> Holding:
         holding = Holding(image, store, (), FileTable(lambda: image.index))
         holding.attached = tuple(
             self._note(holding, store.attach(device, source))
             for device, source in zip(image.devices, image.sources, strict=True)
         )
+        watch_layers(image, holding.attached, cache_dir)
         if (pack := image.pack) is not None:
             holding.packed = Packed.attach(
                 pack.named.descriptor, pack.data, pack.index, pack.source, store, holding.attached

@@ -59,6 +59,10 @@ class Holding:
     closed: trio.Event = field(default_factory=trio.Event)
     providers: list["Holding"] = field(default_factory=list)
 
+    def serves_another(self) -> bool:
+        """Whether whoever comes next may have it, too: it is in use, and nothing of it has turned out wrong."""
+        return self.users > 0 and not any(device.refuted for device in self.attached)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -113,7 +117,7 @@ class OpenImages:
         """
         named = self._named.get((text, settings, workload))
         holding, mark = (None, ()) if named is None else self._opened.get(named.asked, (None, ()))
-        if named is None or holding is None or not holding.users:
+        if named is None or holding is None or not holding.serves_another():
             return None
         what = _marked(named.asked, holding)
 
@@ -124,15 +128,15 @@ class OpenImages:
 
         path, there, same, now = await trio.to_thread.run_sync(look)
         fits = same and mark == now and is_store(holding.store, settings, path, there)
-        return holding if fits and holding.users else None
+        return holding if fits and holding.serves_another() else None
 
     async def unchanged(self, asked: Asked) -> Holding | None:
         """What is open already, and would be opened again in the same way."""
         holding, mark = self._opened.get(asked, (None, ()))
-        if holding is None or not holding.users or asked.workload is None:
+        if holding is None or not holding.serves_another() or asked.workload is None:
             return None
         now = await self._mark(asked, holding)
-        return holding if holding.users and mark == now else None
+        return holding if holding.serves_another() and mark == now else None
 
     async def remember(self, asked: Asked, holding: Holding) -> None:
         """Remember an image that was opened with nothing to be said about it."""

@@ -214,6 +214,7 @@ class Residents:
                         pack,
                         timing,
                         partial(self._write_ahead, request),
+                        existing.index if existing else None,
                     )
                 if place is None:
                     raise AssertionError("a claim that failed has raised")

@@ -16,6 +16,7 @@ from veneer.daemon.request import MountRequest
 from veneer.errors import IntegrityError, MountError
 from veneer.image import Image
 from veneer.image.packs import NamedPack
+from veneer.image.pinned import PinnedIndex
 from veneer.mount import kernel
 from veneer.mount.base import Choice
 from veneer.mount.resident import Existing
@@ -31,9 +32,15 @@ _CACHES = "caches.json"
 
 @dataclass(frozen=True, slots=True)
 class Restorable(Existing):
-    """What a record tells of a mount besides its request: which pack the kernel reads, if any."""
+    """What a record tells of a mount besides its request.
 
-    pack: NamedPack | None = None
+    Args:
+        pack: which one the kernel reads, if any.
+        index: which one it was mounted with.
+    """
+
+    pack: NamedPack | None
+    index: PinnedIndex
 
 
 def write_state(
@@ -47,6 +54,7 @@ def write_state(
         "reason": choice.reason,
         "superblocks": superblocks,
         "pack": image.pack and image.pack.named.to_json(),
+        "index": PinnedIndex.of(image).to_json(),
     }
     new = place.directory / f".{_STATE}"
     new.write_text(json.dumps(state))
@@ -61,7 +69,9 @@ def read_state(place: Place) -> tuple[MountRequest, Choice, "Restorable"] | None
             MountRequest.from_json(state["request"]),
             Choice(state["backend"], state["reason"]),
             Restorable(
-                tuple(state["superblocks"]), NamedPack.from_json(pack) if (pack := state["pack"]) else None
+                tuple(state["superblocks"]),
+                NamedPack.from_json(pack) if (pack := state["pack"]) else None,
+                PinnedIndex.from_json(state["index"]),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, IntegrityError) as error:

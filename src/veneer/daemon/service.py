@@ -21,6 +21,7 @@ from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
 from veneer.image import Image, open_image
+from veneer.image.refute import watch_layers
 from veneer.mount.backends import open_mounter
 from veneer.mount.base import Mounter
 from veneer.mount.completion import complete_devices, prove_when_quiet
@@ -78,6 +79,7 @@ async def serve_mount(
                 pairs = zip(image.devices, image.sources, strict=True)
                 with timing.phase("attach"):
                     attached = [store.attach(device, source) for device, source in pairs]
+                watch_layers(image, attached, settings.cache_dir)
                 if image.pack is not None:
                     # Here a pack only tells what will be read: reads are answered by this process in any case.
                     copied = originals(image.pack.index, store, attached)

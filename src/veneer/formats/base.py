@@ -91,11 +91,13 @@ class IndexLocation:
             host made it earlier) or ``streamed`` (this host makes it now, from the layers themselves).
         descriptor: of the index blob; None when there is no such blob.
         packs: indexes of packs that are named together with the index, and are believed as much.
+        pinned: it is in use already: it is opened whatever is known against it.
     """
 
     origin: str
     descriptor: Descriptor | None = None
     packs: tuple[Descriptor, ...] = ()
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,6 +24,7 @@ from veneer.errors import (
 )
 from veneer.formats.base import ImageContents, IndexLocation, OpenedIndex
 from veneer.formats.kept import KeptSidecars, Sidecar
+from veneer.formats.refuted import Refutations
 from veneer.formats.sections import MIN_INDEX_SIZE, SectionCache
 from veneer.index.model import Device
 from veneer.index.wire import PackedIndex
@@ -65,14 +66,18 @@ class NativeFormat:
     Args:
         directory: keeps index sections.
         kept: the sidecars that this host knows.
+        refuted: the indexes that it knows to be wrong.
         referrers: whether sidecars in the registry, which the manifest does not name, are used.
     """
 
     name = "native"
 
-    def __init__(self, directory: Path, kept: KeptSidecars, *, referrers: bool = True) -> None:
+    def __init__(
+        self, directory: Path, kept: KeptSidecars, refuted: Refutations, *, referrers: bool = True
+    ) -> None:
         self._sections = SectionCache(directory)
         self._kept = kept
+        self._refuted = refuted
         self._referrers = referrers
 
     @property
@@ -88,6 +93,8 @@ class NativeFormat:
         known = await trio.to_thread.run_sync(self._kept.find, manifest.digest)
         if known is not None and known.origin == "referrer" and not self._referrers:
             known = None
+        if known is not None and known.origin == "referrer" and await self._is_refuted(known):
+            known = None  # there may be a right one
         if self._referrers and (known is None or not _is_fresh(known)):
             try:
                 known = await self._find_referrer(contents, manifest) or known
@@ -107,19 +114,27 @@ class NativeFormat:
         found = [one for one in await run_all(reads) if one is not None]
         if not found:
             return None
+        wrong = [one for one in found if await self._is_refuted(one)]
         # Whoever made one with more packs did so later, or knew more; among equals any, but always the same.
-        sidecar = max(found, key=lambda one: (len(one.packs), one.index.digest.hex))
+        sidecar = max(found, key=lambda one: (one not in wrong, len(one.packs), one.index.digest.hex))
         try:
             await trio.to_thread.run_sync(self._kept.keep, manifest.digest, sidecar)
         except CacheError as error:
             _log.warning("%s", error)
         return sidecar
 
+    async def _is_refuted(self, sidecar: Sidecar) -> bool:
+        return await trio.to_thread.run_sync(self._refuted.find, sidecar.index.digest) is not None
+
     async def open(self, contents: ImageContents, manifest: Manifest, location: IndexLocation) -> OpenedIndex:
         """Fetch the index, as little of it as possible, and decode all but the trees."""
         descriptor = location.descriptor
         if descriptor is None:
             raise ValueError("a native index is a blob")
+        if not location.pinned:
+            refutation = await trio.to_thread.run_sync(self._refuted.find, descriptor.digest)
+            if refutation is not None:
+                raise refutation.error(descriptor.digest)
         known = data = await contents.known(descriptor)
         if data is None and (blob := await trio.to_thread.run_sync(self._kept.blob, descriptor)) is not None:
             data = await blob.read(0, blob.size)

@@ -30,6 +30,8 @@ from veneer.image.packs import (
     open_pack,
     report_unused,
 )
+from veneer.image.pinned import PinnedIndex
+from veneer.image.refute import refutations
 from veneer.index.model import Device
 from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
 from veneer.oci.descriptor import Platform
@@ -196,19 +198,23 @@ async def load_image(
     pack: str | NamedPack | None = None,
     timing: Timing = UNTIMED,
     keeper: DeviceKeeper | None = None,
+    pinned: PinnedIndex | None = None,
 ) -> Image:
-    """Find the index of an image and open it. Raises UnsupportedFormat when there is none.
+    """Find the index of an image and open it, or exactly the one that is ``pinned``.
 
-    ``pack``, ``timing`` and ``keeper`` are those of :func:`open_image`.
+    ``pack``, ``timing`` and ``keeper`` are those of :func:`open_image`. Raises UnsupportedFormat when there is
+    no index.
     """
     contents, manifest = resolved.contents, resolved.manifest
-    search = _Search(resolved, settings, report, timing)
+    search = _Search(resolved, settings, report, timing, pinned)
     async with open_nursery() as nursery:
         nursery.start_soon(search.index, layer_formats(settings, keeper, report))
         nursery.start_soon(search.config)
         if pack is not None:
             nursery.start_soon(search.pack, pack)
     layer_format, location, opened, image_config = search.result()
+    if pinned is not None:
+        pinned.check(opened.identity, resolved.name)
     if isinstance(pack, str):
         await search.pack_by_layer(pack, image_config)
     found_pack = search.fitting(opened.devices, location, exactly=isinstance(pack, NamedPack))
@@ -232,7 +238,15 @@ async def load_image(
 class _Search:
     """What is looked for at the same time: the index of an image, its config, a pack."""
 
-    def __init__(self, resolved: ResolvedImage, settings: Settings, report: Reporter, timing: Timing) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedImage,
+        settings: Settings,
+        report: Reporter,
+        timing: Timing,
+        pinned: PinnedIndex | None,
+    ) -> None:
+        self._pinned = pinned
         self._resolved = resolved
         self._settings = settings
         self._report = report
@@ -300,7 +314,7 @@ class _Search:
         contents, manifest = resolved.contents, resolved.manifest
         try:
             for layer_format in formats:
-                location = await layer_format.detect(contents, manifest)
+                location = await self._locate(layer_format)
                 if location is None:
                     continue
                 self._location = self._location or location
@@ -309,7 +323,7 @@ class _Search:
                     opened = await layer_format.open(contents, manifest, location)
                     await self._check(opened)
                 except (IntegrityError, NotFound, UnsupportedFormat) as error:
-                    if location.origin != "referrer":
+                    if location.origin != "referrer" or location.pinned:
                         raise
                     # Whoever may push can add a referrer: a bad one must not make an image worse than without.
                     notice = f"the index that refers to {resolved.name} is not used: {error.message}"
@@ -326,6 +340,11 @@ class _Search:
             f"or a lazily loadable copy: veneer convert {resolved.reference} DESTINATION; "
             "or mount it as it is, which downloads all of its layers once",
         )
+
+    async def _locate(self, layer_format: LayerFormat) -> IndexLocation | None:
+        if self._pinned is not None and (location := self._pinned.location) is not None:
+            return location if layer_format.name == NativeFormat.name else None
+        return await layer_format.detect(self._resolved.contents, self._resolved.manifest)
 
     async def _check(self, opened: OpenedIndex) -> None:
         await self._configured.wait()
@@ -354,6 +373,7 @@ def layer_formats(settings: Settings, keeper: DeviceKeeper | None, report: Repor
         NativeFormat(
             settings.cache_dir / "sections",
             kept_sidecars(settings),
+            refutations(settings.cache_dir),
             referrers=settings.referrers == "accept",
         ),
     )

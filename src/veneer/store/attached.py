@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError, VeneerError
 from veneer.index.model import DEFLATE, Codec, Device, Span
+from veneer.oci.digest import Digest
 from veneer.source.base import BlobSource
 from veneer.store.bulk import Bulk
 from veneer.store.cache import DeviceCache
@@ -115,6 +116,8 @@ class AttachedDevice:
         self._direct = file if form is Form.PLAIN else None
         #: Why it is not what its diffID promises, once that is known: nothing is read of it any more.
         self.refuted: IntegrityError | None = None
+        #: By the index that it is of: called in a thread when that is found out.
+        self.on_refuted: dict[Digest, Callable[[IntegrityError], None]] = {}
         self._remembers = False
         self.detached = False
 

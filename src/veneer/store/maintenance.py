@@ -38,9 +38,9 @@ __all__ = [
     "usage",
 ]
 
-#: Verified copies of manifests, configs, indexes and their sections, and EROFS images made of them: safe to
-#: delete at any time, and not counted.
-_METADATA = ("blobs", "tags", "sections", "erofs")
+#: Verified copies of manifests, configs, indexes and their sections, EROFS images made of them, and notes of
+#: indexes that are wrong: safe to delete at any time, and not counted.
+_METADATA = ("blobs", "tags", "sections", "erofs", "refuted")
 #: Spans verified between two reports.
 _CHECK_BATCH = 64
 

@@ -299,6 +299,8 @@ class SpanStore:
             return await prove(attached, self._cache, self._jobs.threads)
         except IntegrityError as error:
             attached.refuted = error
+            for note in list(attached.on_refuted.values()):
+                await trio.to_thread.run_sync(note, error)
             raise
 
     def pin(self, attached: AttachedDevice, before_punch: BeforePunch) -> None:
