@@ -9,7 +9,8 @@ COPY requirements/run.txt requirements/run.txt
 RUN python3 -m venv /opt/veneer && /opt/veneer/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN /opt/veneer/bin/pip install --no-cache-dir --no-deps .
+# Of setuptools, which nothing needs, a module is imported at each start of this Python.
+RUN /opt/veneer/bin/pip install --no-cache-dir --no-deps . && /opt/veneer/bin/pip uninstall --yes setuptools
 
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends python3 fuse3 libfuse3-3 runc ca-certificates \

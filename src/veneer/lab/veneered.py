@@ -64,10 +64,13 @@ class Veneered(System):
         return Launch(argv, launch.environment)
 
     def finish(self, subject: Subject) -> None:
-        """Nothing is left, but for who is to start again: what is kept takes memory, and holds its devices."""
-        if not self._warm:
-            # veneer run cleans up after itself; this lets go of its tree.
-            self.place.run([veneer_program(), "cache", "gc"], self._environment())
+        """Nothing is left, but for who is to start again: what is kept takes memory, and holds its devices.
+
+        veneer run does not wait for all that is cleaned up after it. Either command does, so that it is not in
+        the next start, as little as unmounting is in that of a local tree.
+        """
+        words = ("status",) if self._warm else ("cache", "gc")
+        self.place.run([veneer_program(), *words], self._environment())
 
     def prepare_rehearsal(self, subject: Subject) -> None:
         """The same for all of them."""
