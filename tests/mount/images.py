@@ -59,7 +59,11 @@ def image(tree: Mapping[bytes, Entry | bytes], root: Entry | None = None) -> tup
             nodes[path] = len(entries)
             entries.append(entry)
         children.setdefault(nodes[parent], {})[name] = nodes[path]
-    children = {node: dict(sorted(kids.items())) for node, kids in children.items()}
+    reached = [0]
+    for node in reached:
+        kids = dict(sorted(children.pop(node, {}).items()))
+        children[node] = kids
+        reached += [kid for kid in kids.values() if stat.S_ISDIR(entries[kid].mode)]
     places, segments = array("q"), {}
     for node, entry in enumerate(entries):
         places.append(len(data) if entry.content else 0)

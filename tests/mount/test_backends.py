@@ -135,6 +135,22 @@ def test_what_is_kept_stands_for_the_tree(tmp_path: Path) -> None:
     assert asked, "what was kept is of another number of devices"
 
 
+@pytest.mark.parametrize("at", [0, 1024 + 4, 1024 + 0x30, 1024 + 0x3F, 1024 + 128, 1536, -1])
+def test_a_kept_image_in_which_one_bit_has_changed_is_written_anew(tmp_path: Path, at: int) -> None:
+    """Wherever that is: in the checksum, in the UUID, in the name of a device, in an inode, at either end."""
+    index, _ = image({b"f": file(b"content"), b"d": directory()} | {b"%03d" % n: file(b"") for n in range(40)})
+    path = metadata_image(lambda: index, IDENTITY, 1, tmp_path).path
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[at] ^= 1
+    path.write_bytes(bad)
+    metadata_image(lambda: index, IDENTITY, 1, tmp_path)
+    assert path.read_bytes() == good
+    path.write_bytes(good[:1024])
+    metadata_image(lambda: index, IDENTITY, 1, tmp_path)
+    assert path.read_bytes() == good
+
+
 async def test_a_mount_from_a_kept_image_needs_the_tree_for_the_first_miss(tmp_path: Path) -> None:
     index, data = image({b"f": file(b"content"), b"g": file(b"more")}, root=directory(0o711, uid=3))
     asked = []

@@ -3,7 +3,6 @@
 Everything is little-endian. docs/reference/erofs-profile.md says which values the profile allows.
 """
 
-import hashlib
 import stat
 import struct
 from typing import Final, NamedTuple
@@ -18,6 +17,7 @@ __all__ = [
     "DIRENT_SIZE",
     "ENTRY",
     "FILE_TYPES",
+    "HEAD_SIZE",
     "HOLE",
     "INCOMPAT",
     "INLINE_LAYOUT",
@@ -43,6 +43,7 @@ __all__ = [
     "decode_rdev",
     "encode_rdev",
     "seal",
+    "unsealed",
 ]
 
 #: One tar block. Data of an uncompressed tar can be mapped where they are only with blocks of this size.
@@ -53,6 +54,8 @@ SLOT: Final = 32
 NANOSECONDS: Final = 1_000_000_000
 
 SUPERBLOCK_AT: Final = 1024
+#: What is before the superblock, and its block, which the checksum covers. Every image has so much.
+HEAD_SIZE: Final = SUPERBLOCK_AT + BLOCK
 #: magic, checksum, feature_compat, blkszbits, sb_extslots, root_nid, inos, epoch, fixed_nsec, blocks,
 #: meta_blkaddr, xattr_blkaddr, uuid, volume_name, feature_incompat, available_compr_algs, extra_devices,
 #: devt_slotoff, and fields that belong to features that the profile does not have.
@@ -154,24 +157,33 @@ def _crc32c_table() -> list[int]:
 _CRC32C: Final = _crc32c_table()
 
 
-def _checksum(image: bytearray) -> int:
+def _checksum(block: bytes) -> int:
     """CRC-32C of the superblock's block with a checksum of zero; EROFS does not invert the result."""
     crc = 0xFFFFFFFF
-    for byte in image[SUPERBLOCK_AT : SUPERBLOCK_AT + BLOCK]:
+    for byte in block:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ crc >> 8
     return crc
 
 
-def seal(image: bytearray) -> None:
-    """Put UUID and checksum into an otherwise finished image.
-
-    The UUID is of version 8 and made of the SHA-256 of the image with both of them zero: the same content, the
-    same UUID; and whoever keeps an image in a file can tell later that it is still the one that was written.
-    """
+def unsealed(head: bytes) -> bytes:
+    """The first :data:`HEAD_SIZE` bytes of an image with UUID and checksum zero, as they are in its digest."""
+    image = bytearray(head)
     image[_CHECKSUM_AT : _CHECKSUM_AT + 4] = bytes(4)
     image[_UUID_AT : _UUID_AT + _UUID_SIZE] = bytes(_UUID_SIZE)
-    uuid = bytearray(hashlib.sha256(image).digest()[:_UUID_SIZE])
+    return bytes(image)
+
+
+def seal(head: bytes, digest: bytes) -> bytes:
+    """The first :data:`HEAD_SIZE` bytes of an image with UUID and checksum, which are zero in ``head``.
+
+    The UUID is of version 8 and made of ``digest``, the SHA-256 of the image with both of them zero: the same
+    content, the same UUID; and whoever keeps an image in a file can tell later that it is still the one that
+    was written.
+    """
+    image = bytearray(head)
+    uuid = bytearray(digest[:_UUID_SIZE])
     uuid[6] = uuid[6] & 0x0F | 0x80
     uuid[8] = uuid[8] & 0x3F | 0x80
     image[_UUID_AT : _UUID_AT + _UUID_SIZE] = uuid
-    image[_CHECKSUM_AT : _CHECKSUM_AT + 4] = _checksum(image).to_bytes(4, "little")
+    image[_CHECKSUM_AT : _CHECKSUM_AT + 4] = _checksum(bytes(image[SUPERBLOCK_AT:])).to_bytes(4, "little")
+    return bytes(image)

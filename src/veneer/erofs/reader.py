@@ -7,6 +7,7 @@ costs time and memory in proportion to n. Anything that is not as it must be is 
 It shares the structures with the writer but none of its code. It is not a reader of EROFS at large.
 """
 
+import hashlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from veneer.erofs.ondisk import (
     COMPAT,
     DEVICE_SLOT,
     FILE_TYPES,
+    HEAD_SIZE,
     INCOMPAT,
     INLINE_LAYOUT,
     INODE_SIZE,
@@ -38,6 +40,7 @@ from veneer.erofs.ondisk import (
     align,
     decode_rdev,
     seal,
+    unsealed,
 )
 from veneer.erofs.reader_parts import Entry, Header, parse_chunks, parse_directory, parse_inode, parse_xattrs
 from veneer.errors import IntegrityError
@@ -150,9 +153,9 @@ class _Reader:
         )
         if raw != expected:
             _refuse("its superblock is of another profile")
-        sealed = bytearray(image)
-        seal(sealed)
-        if sealed[SUPERBLOCK_AT:SLOTS_AT] != raw:
+        head = unsealed(image[:HEAD_SIZE])
+        digest = hashlib.sha256(head + image[HEAD_SIZE:]).digest()
+        if seal(head, digest) != image[:HEAD_SIZE]:
             _refuse("its checksum or UUID is not that of its content")
         self._position = SLOTS_AT + SLOT_SIZE * devices
         if devices > MAX_DEVICES or self._position > len(image):

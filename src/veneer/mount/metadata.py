@@ -1,8 +1,9 @@
 """EROFS metadata images in files, kept from one mount to the next.
 
 The kernel parses nothing but what our own writer has made: an image is used again only if its bytes have the
-SHA-256 that was noted when it was written, and is written anew otherwise. Its name follows from the index it
-was made of, the packs it is mapped to and the writer's version, so mounts of one image share one file.
+SHA-256 that was noted when it was written, the one that its UUID is made of, and is written anew otherwise. Its
+name follows from the index it was made of, the packs it is mapped to and the writer's version, so mounts of one
+image share one file.
 
 What is kept stands for the tree: the index itself is asked for only when there is no image to use.
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from veneer.erofs.chunks import Copy
-from veneer.erofs.ondisk import TAG_SIZE, DeviceSlot
+from veneer.erofs.ondisk import HEAD_SIZE, TAG_SIZE, DeviceSlot, seal, unsealed
 from veneer.erofs.writer import WRITER_VERSION, ErofsImage, write_erofs
 from veneer.errors import MountError, NotFound
 from veneer.formats.local import replace_file
@@ -184,7 +185,10 @@ def _load(path: Path) -> MetadataImage | None:
     try:
         facts = json.loads(path.with_suffix(_FACTS).read_bytes())
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+            head = file.read(HEAD_SIZE)
+            digest = hashlib.sha256(blank := unsealed(head))
+            hashlib.file_digest(file, lambda: digest)
+            if digest.hexdigest() != facts["sha256"] or seal(blank, digest.digest()) != head:
                 return None
             os.utime(file.fileno())  # for _prune
         devices = tuple(DeviceSlot(tag.encode("latin-1"), size) for tag, size in facts["devices"])
@@ -200,7 +204,7 @@ def _load(path: Path) -> MetadataImage | None:
 
 def _save(path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Extent]]) -> None:
     facts = {
-        "sha256": hashlib.sha256(image.data).hexdigest(),
+        "sha256": image.digest.hex(),
         "devices": [(slot.tag.decode("latin-1"), slot.size) for slot in image.devices],
         "copies": image.copies,
         "dropped": sum(image.dropped.values()),
