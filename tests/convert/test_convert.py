@@ -100,7 +100,9 @@ async def test_the_same_tars_give_the_same_digests_however_they_were_stored(
 
 @pytest.mark.root
 @hypothesis_settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=12,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(random_layers(most_layers=3))
 def test_random_images_open_as_what_unpacking_gives(layers: list[Layer]) -> None:

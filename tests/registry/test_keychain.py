@@ -156,7 +156,11 @@ JSON = st.recursive(
 )
 
 
-@examples(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    deadline=None,
+    max_examples=80,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(content=st.dictionaries(st.sampled_from(["auths", "credHelpers"]), JSON, max_size=2))
 async def test_any_file_gives_a_credential_nothing_or_a_usage_error(tmp_path: Path, content: object) -> None:
     try:

@@ -15,6 +15,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -82,7 +83,8 @@ def difference(base: Survey, full: Path, layer: Path, *, removed: Iterable[str] 
                 continue
             if entry.islnk() and _clean(entry.linkname) not in written:
                 # The other name is of the layer below, and links do not reach there.
-                entry = members[_clean(entry.linkname)].replace(name=entry.name, deep=False)
+                entry, itself = copy(members[_clean(entry.linkname)]), entry
+                entry.name = itself.name
                 content = _content(source, members, entry)
             written.add(name)
             target.addfile(entry, None if content is None else io.BytesIO(content))
