@@ -28,6 +28,10 @@ STDERR = pytest.StashKey[int]()
 # Else each of hundreds of processes compiles all that it imports: a third of its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# In the background of a shell Ctrl-C is ignored, and whatever tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Keeps what is there: in CI, examples are the same every time.
 hypothesis_settings.register_profile(
     "slow machine", hypothesis_settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -1,8 +1,8 @@
 """The first bytes of a blob, asked for ahead: the same bytes, one request, and the source when it fails."""
 
 import tracemalloc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.errors import Unavailable
+from veneer.errors import IntegrityError, Unavailable
 from veneer.source import ahead
 from veneer.source.ahead import AheadBlob
 
@@ -35,9 +35,10 @@ class Blob:
     @asynccontextmanager
     async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
         self.asked.append((offset, self.size - offset if length is None else length))
-        yield self._chunks(offset, offset + self.asked[-1][1])
+        async with aclosing(self._chunks(offset, offset + self.asked[-1][1])) as chunks:
+            yield chunks
 
-    async def _chunks(self, offset: int, end: int) -> AsyncIterator[bytes]:
+    async def _chunks(self, offset: int, end: int) -> AsyncGenerator[bytes, None]:
         while offset < end:
             if offset >= self.let:
                 if self.fails:
@@ -101,7 +102,7 @@ async def test_what_has_been_read_takes_no_memory(monkeypatch: pytest.MonkeyPatc
     class Large(Blob):
         size = 5 << 20
 
-        async def _chunks(self, offset: int, end: int) -> AsyncIterator[bytes]:
+        async def _chunks(self, offset: int, end: int) -> AsyncGenerator[bytes, None]:
             for _ in range(offset, end, 1 << 20):
                 await trio.lowlevel.checkpoint()
                 yield bytes(1 << 20)
@@ -137,3 +138,23 @@ def test_every_range_has_its_bytes(cuts: list[int]) -> None:
                 assert await front.read(start, end - start) == DATA[start:end]
 
     trio.run(check)
+
+
+async def test_what_is_not_where_it_should_be_is_an_error() -> None:
+    """Whoever waits for it must not wait for ever."""
+    front = AheadBlob(Blob())
+    await front.fetch()
+    front._ends[1] += 777
+    with pytest.raises(IntegrityError, match="no byte at 1000"):
+        await front.read(1_000, 500)
+
+
+@pytest.mark.parametrize("size", [len(DATA) - 1, len(DATA) + 1])
+async def test_a_source_that_gives_too_little_or_too_much_is_an_error(size: int) -> None:
+    class Wrong(Blob):
+        async def _chunks(self, offset: int, end: int) -> AsyncGenerator[bytes, None]:
+            await trio.lowlevel.checkpoint()
+            yield bytes(size)
+
+    with pytest.raises(IntegrityError, match=f"of {len(DATA)} bytes at 0"):
+        await AheadBlob(Wrong()).read(0, len(DATA))

@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import trio
 
-from veneer.errors import VeneerError
+from veneer.errors import IntegrityError, VeneerError
 from veneer.source.base import BlobSource
 
 __all__ = ["AHEAD", "AheadBlob"]
@@ -66,8 +66,15 @@ class AheadBlob:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` unverified bytes from ``offset``; see :class:`~veneer.source.base.BlobSource`."""
+        data = bytearray()
         async with self.stream(offset, length) as chunks:
-            return b"".join([chunk async for chunk in chunks])
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > length:
+                    break
+        if len(data) != length:
+            raise IntegrityError(f"{self.name}: got {len(data)} of {length} bytes at {offset}")
+        return bytes(data)
 
     @asynccontextmanager
     async def stream(self, offset: int = 0, length: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -89,13 +96,21 @@ class AheadBlob:
         self._given.append((offset, end))
         return True
 
+    def _piece(self, place: int, end: int) -> bytes:
+        """What there is from ``place`` on, at most to ``end``: a byte, at least. Raises IntegrityError."""
+        number = bisect_right(self._ends, place)
+        piece = self._pieces[number]
+        begin = self._ends[number] - len(piece)
+        chunk = piece[place - begin : end - begin] if begin <= place else b""
+        if not chunk:
+            raise IntegrityError(f"{self.name}: what was fetched ahead has no byte at {place}")
+        return chunk
+
     async def _arriving(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         place = start
         while place < end:
             if self._ends and place < self._ends[-1]:
-                number = bisect_right(self._ends, place)
-                piece, past = self._pieces[number], self._ends[number]
-                chunk = piece[len(piece) - (past - place) : len(piece) - max(0, past - end)]
+                chunk = self._piece(place, end)
                 place += len(chunk)
                 yield chunk
             elif self._ended:
