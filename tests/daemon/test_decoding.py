@@ -26,8 +26,8 @@ def settings(settings: Settings) -> Settings:
     return replace(settings, backend="erofs-fanotify")
 
 
-#: Larger than what is fetched whole because some of it is read.
-LARGE = random.Random(2).randbytes(20 << 20)
+#: Enough for a process of its own.
+LARGE = random.Random(2).randbytes(40 << 20)
 
 
 @pytest.fixture(scope="module")

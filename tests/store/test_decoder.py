@@ -18,6 +18,7 @@ from veneer.errors import IntegrityError
 from veneer.index.model import Span
 from veneer.source.base import WithWindows
 from veneer.store import decoder as module
+from veneer.store import jobs
 from veneer.store.cache import DeviceCache
 from veneer.store.decoder import Decoder
 from veneer.store.decoder_main import Answer
@@ -111,7 +112,10 @@ async def test_it_does_the_work_of_bulk(tmp_path: Path, one: Sample) -> None:
         assert file.verify(range(SPANS)).right == SPANS, "the map has the digests of what is there"
 
 
-async def test_it_is_started_once_all_of_a_device_is_fetched(tmp_path: Path, one: Sample) -> None:
+async def test_it_is_started_once_all_of_a_large_device_is_fetched(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_WORTH_A_PROCESS", 5 << 20)
     async with trio.open_nursery() as nursery:
         decoder = Decoder(nursery)
         async with opened(tmp_path, decoder) as store:
@@ -120,6 +124,18 @@ async def test_it_is_started_once_all_of_a_device_is_fetched(tmp_path: Path, one
             assert decoder.pid is None, "a reader is served without it"
             assert await store.fetch_rest(attached)
             await until(lambda: decoder.running)
+            assert is_right(attached, one)
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_is_not_started_for_little(tmp_path: Path, one: Sample) -> None:
+    async with trio.open_nursery() as nursery:
+        decoder = Decoder(nursery)
+        async with opened(tmp_path, decoder) as store:
+            attached = store.attach(one.device, ScriptedSource(one.blob))
+            assert await store.fetch_rest(attached)
+            await trio.sleep(0.2)
+            assert not decoder.running
             assert is_right(attached, one)
         nursery.cancel_scope.cancel()
 

@@ -34,6 +34,8 @@ _INLINE = 64 << 10
 _HOP = 1 << 20
 #: The same when nobody waits for any of them.
 _BULK_HOP = 2 << 20
+#: Plain bytes still to come that are worth starting a process: below, it takes more than it saves.
+_WORTH_A_PROCESS = 32 << 20
 #: The part of its time that a reader waits for a source when the same bytes can be had elsewhere.
 _PATIENCE = 1 / 6
 #: A source gives up at the same deadline, and knows why: its error is worth so much more waiting.
@@ -232,7 +234,7 @@ class Jobs:
         if decoder is None or file is None:
             return ()
         if not decoder.running:
-            if attached.bulk.takes_all:
+            if attached.bulk.takes_all and attached.size - file.map.present_bytes >= _WORTH_A_PROCESS:
                 decoder.want()
             return ()
         length = sum(span.length for span in spans)

@@ -26,6 +26,9 @@ _SHORT = 64 << 10
 _LEAST_SPREAD = (64 << 10) ** 2
 #: What ranges of this length took says how fast the link is at least, whatever shorter ones do.
 _LONG, _LONGS = 1 << 20, 4
+#: As long as there was none, so do so many shorter ones, by as much as comes behind the first piece: what is
+#: waited for before that is the other side's processor.
+_TAIL, _TAILS = 64 << 10, 3
 #: One stall must not look like a slow link: longer times count as this multiple of what was expected.
 _SURPRISE = 8
 _RTT_BOUNDS_S = (20e-6, 5.0)
@@ -73,6 +76,8 @@ class LinkEstimate:
         self._firsts: deque[float] = deque(maxlen=_FIRSTS)
         #: Seconds a byte of the latest long ranges, round trips included.
         self._longs: deque[float] = deque(maxlen=_LONGS)
+        #: The same of the latest shorter ones, without what came before the first piece.
+        self._tails: deque[float] = deque(maxlen=_TAILS)
 
     def begin(self, *, demand: bool) -> int:
         """Count a request, and say how many there are now."""
@@ -88,11 +93,17 @@ class LinkEstimate:
         return self.running + 1
 
     def observe(
-        self, length: int, elapsed_s: float, concurrency: float = 1.0, *, first_s: float | None = None
+        self,
+        length: int,
+        elapsed_s: float,
+        concurrency: float = 1.0,
+        *,
+        first_s: float | None = None,
+        first_length: int = 0,
     ) -> None:
         """Count one request that brought ``length`` bytes while ``concurrency`` requests ran.
 
-        ``first_s`` is when the first of them came, if they came in several pieces.
+        If they came in several pieces, ``first_s`` is when the first one came, and ``first_length`` its length.
         """
         effective = length * max(1.0, concurrency)
         time = min(elapsed_s, _SURPRISE * (self.rtt_s + effective * self.s_per_byte))
@@ -112,8 +123,12 @@ class LinkEstimate:
         # Times of short requests are those of the other side's processors, more than of the link.
         if length >= _LONG:
             self._longs.append(time / effective)
+        elif first_s is not None and length - first_length >= _TAIL:
+            self._tails.append((elapsed_s - first_s) / (length - first_length))
         if self._longs:
             slope = min(slope, max(self._longs))
+        elif len(self._tails) == _TAILS:
+            slope = min(slope, max(self._tails))
         self.s_per_byte = _clamp(slope, *_S_PER_BYTE_BOUNDS)
         if first_s is None:
             first_s = elapsed_s if length <= _SHORT else self._mean_time - self.s_per_byte * self._mean_length

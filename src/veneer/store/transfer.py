@@ -146,6 +146,7 @@ class Transfer:
         self._waited_s = 0.0
         #: When the first of several pieces came.
         self._first_s: float | None = None
+        self._first_length = 0
         # What has arrived and is not settled yet: the bytes from _base to _reached.
         self._held: deque[memoryview] = deque()
         self._base = self._reached = self._offset
@@ -178,7 +179,13 @@ class Transfer:
         if error is not None:
             self._times.error = error.message
             raise error
-        link.observe(self._length, self._waited_s, running / 2, first_s=self._first_s)
+        link.observe(
+            self._length,
+            self._waited_s,
+            running / 2,
+            first_s=self._first_s,
+            first_length=self._first_length,
+        )
 
     async def _receive(self) -> None:
         if len(self._jobs) == 1:
@@ -204,7 +211,7 @@ class Transfer:
         self._stats.bytes_fetched += len(chunk)
         self._check(self._reached + len(chunk), whole=False)
         if self._reached == self._offset and len(chunk) < self._length:
-            self._first_s = self._waited_s
+            self._first_s, self._first_length = self._waited_s, len(chunk)
         self._held.append(memoryview(chunk))
         self._reached += len(chunk)
         self._times.came()
