@@ -22,6 +22,8 @@ T = TypeVar("T")
 #: What setting up, running or tearing down one test may take, many times what any of them needs. One that
 #: cannot be interrupted then, as it waits in the kernel, ends the whole run after ``faulthandler_timeout``.
 LIMIT_S = 300.0
+#: The same for a test that is marked slow: its images may have to be built of packages first.
+SLOW_LIMIT_S = 900.0
 #: The stream of errors that is not captured.
 STDERR = pytest.StashKey[int]()
 
@@ -51,13 +53,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def limited(item: pytest.Item) -> Generator[None, T, T]:
     """Fail what takes too long, by what Ctrl-C does: trio knows how to end tasks by it."""
+    limit_s = SLOW_LIMIT_S if item.get_closest_marker("slow") else LIMIT_S
     expired = False
 
     def expire(_number: int, frame: FrameType | None) -> None:
         nonlocal expired
         expired = True
         stderr = item.config.stash[STDERR]
-        os.write(stderr, f"\n{item.nodeid} has not ended after {LIMIT_S:.0f} s\n".encode())
+        os.write(stderr, f"\n{item.nodeid} has not ended after {limit_s:.0f} s\n".encode())
         faulthandler.dump_traceback(stderr)
         interrupt = signal.getsignal(signal.SIGINT)
         if not callable(interrupt):  # ignored, as in the background of a shell
@@ -65,13 +68,13 @@ def limited(item: pytest.Item) -> Generator[None, T, T]:
         interrupt(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         return (yield)
     except BaseException as error:
         if not expired:
             raise
-        raise TimeoutError(f"not ended after {LIMIT_S:.0f} s") from error
+        raise TimeoutError(f"not ended after {limit_s:.0f} s") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

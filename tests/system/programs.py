@@ -54,7 +54,7 @@ def run(*argv: str | Path, code: int = 0, **environment: str) -> subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         env=os.environ | environment,
         stdin=subprocess.DEVNULL,
     )
