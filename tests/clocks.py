@@ -1,8 +1,8 @@
-"""Clocks that know a test that waits from a machine that is busy."""
+"""Clocks and waits that know a test that waits from a machine that is busy."""
 
-from trio.testing import MockClock, active_thread_count
+from trio.testing import MockClock, active_thread_count, wait_all_tasks_blocked
 
-__all__ = ["patient_clock"]
+__all__ = ["nothing_happens", "patient_clock"]
 
 
 def patient_clock(threshold_s: float = 0.05) -> MockClock:
@@ -21,3 +21,10 @@ def patient_clock(threshold_s: float = 0.05) -> MockClock:
     # The class is final.
     clock._autojump = jump_without_threads  # type: ignore[method-assign]
     return clock
+
+
+async def nothing_happens() -> None:
+    """Wait until all tasks wait for something that is not the work of a thread."""
+    await wait_all_tasks_blocked(0.02)
+    while active_thread_count():
+        await wait_all_tasks_blocked(0.02)

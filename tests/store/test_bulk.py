@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
-from tests.clocks import patient_clock
+from tests.clocks import nothing_happens, patient_clock
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import IntegrityError, Unavailable
 from veneer.store import bulk
@@ -85,10 +85,10 @@ async def read(store: SpanStore, attached: AttachedDevice, numbers: Iterable[int
 
 async def settled(attached: AttachedDevice) -> None:
     """Wait until there is no job any more, and nobody about to make one."""
-    await wait_all_tasks_blocked()
+    await nothing_happens()
     while jobs := attached.queue.jobs:
         await next(iter(jobs.values())).done.wait()
-        await wait_all_tasks_blocked()
+        await nothing_happens()
 
 
 def fix(link: LinkEstimate, rtt_s: float, bytes_per_s: float) -> None:
@@ -229,7 +229,7 @@ async def test_demand_is_sent_at_once_and_bulk_is_three_requests_at_most(tmp_pat
         gate.close()
         for number in (500, 490, 480):
             nursery.start_soon(read, store, attached, [number], one)
-            await wait_all_tasks_blocked()
+            await nothing_happens()
         assert source.requests[before][0] == 500 * SPAN, "what bulk was started by goes first"
         assert [offset for offset, _ in source.requests[before + 4 :]] == [490 * SPAN, 480 * SPAN]
         assert len(source.requests) == before + 4 + 2
@@ -251,10 +251,10 @@ async def test_on_a_narrow_link_bulk_waits_for_demand_and_is_one_short_request(
         gate.close()
         before = len(source.requests)
         nursery.start_soon(read, store, attached, range(63, 66), one)
-        await wait_all_tasks_blocked()
+        await nothing_happens()
         assert len(source.requests) == before + 1, "the reader's own request"
         gate.open()
-        await wait_all_tasks_blocked()
+        await nothing_happens()
         await settled(attached)
         assert store.stats.bulk_started == 1
         longest = max(length for _, length in source.requests)
@@ -268,13 +268,13 @@ async def test_a_reader_gets_a_span_before_the_range_it_is_in_has_come(tmp_path:
         attached = store.attach(one.device, source)
         widen(attached.queue.link)
         await read(store, attached, range(16), one)
-        await wait_all_tasks_blocked()
+        await nothing_happens()
         before = len(source.requests)
         begun, length = source.requests[-1]
         assert length > 30 * SPAN, "a range of bulk is under way"
         number = begun // SPAN + 3
         nursery.start_soon(read, store, attached, [number], one)
-        await wait_all_tasks_blocked()
+        await nothing_happens()
         source.allow(4)
         await attached.queue.jobs[number].done.wait()
         assert len(source.requests) == before, "the range that is under way will do"
@@ -413,7 +413,7 @@ async def test_nothing_is_left_when_a_device_is_given_up(tmp_path: Path, one: Sa
             gate.close()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read, store, attached, [500], one)
-                await wait_all_tasks_blocked()
+                await nothing_happens()
                 assert source.running == 4
                 nursery.cancel_scope.cancel()
             if give_up == "detach":

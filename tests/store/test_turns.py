@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tests.clocks import patient_clock
+from tests.clocks import nothing_happens, patient_clock
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.errors import UsageError
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
@@ -45,7 +45,7 @@ class Held:
     async def answer(self, count: int) -> None:
         for _ in range(count):
             self.released.release()
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
 
 
 async def read_all_at_once(
@@ -58,7 +58,7 @@ async def read_all_at_once(
     """As many readers as there are places, none near to another."""
     for number in range(0, SPANS, step):
         nursery.start_soon(partial(store.read, attached, number * SPAN, KIB, priority=priority))
-    await wait_all_tasks_blocked(0.02)
+    await nothing_happens()
 
 
 def device(seed: int) -> Sample:
@@ -74,7 +74,7 @@ async def test_a_greedy_image_does_not_keep_another_one_waiting(tmp_path: Path) 
         assert held.sent == ["greedy"] * HALF, "however many layers it has"
         small = store.attach((one := device(9)).device, held.source(one, "small"))
         nursery.start_soon(store.read, small, 0, KIB)
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
         assert held.sent == ["greedy"] * HALF + ["small"], "sent at once"
         report = store.links()["registry.test"]
         assert report["classes"]["demand"]["running"] == HALF + 1  # type: ignore[index]
@@ -137,10 +137,10 @@ async def test_a_device_that_is_given_up_cancels_what_is_under_way_and_queued(tm
         other = store.attach((two := device(2)).device, held.source(two, "app"))
         for number in range(0, SPANS, 4):
             store.prefetch(attached, number * SPAN, number * SPAN + KIB)
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
         assert source.running == HALF // 2
         store.detach(attached)
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
         assert source.running == 0
         assert attached.queue.jobs == {}
         async with trio.open_nursery() as nursery:
@@ -155,10 +155,10 @@ async def test_a_demand_whose_reader_has_gone_is_not_sent(tmp_path: Path) -> Non
         attached = store.attach((one := device(1)).device, held.source(one, "app"))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.read, attached, 0, KIB)
-            await wait_all_tasks_blocked(0.02)
+            await nothing_happens()
             async with trio.open_nursery() as killed:
                 killed.start_soon(store.read, attached, 32 * SPAN, KIB)
-                await wait_all_tasks_blocked(0.02)
+                await nothing_happens()
                 killed.cancel_scope.cancel()
             await held.answer(2)
         assert len(held.sent) == 1
@@ -246,11 +246,11 @@ async def test_parts_of_a_download_take_turns_and_its_first_request_takes_none(t
         with store.incoming(held.source(one, "streamed"), one.device.blob) as incoming:
             for offset in (MIB, 2 * MIB, 3 * MIB):
                 nursery.start_soon(take, incoming, offset, MIB)
-            await wait_all_tasks_blocked(0.02)
+            await nothing_happens()
             assert held.sent == ["streamed"], "one request is left for readers"
             nursery.start_soon(take, incoming, 0, None)
             nursery.start_soon(store.read, reader, 0, KIB)
-            await wait_all_tasks_blocked(0.02)
+            await nothing_happens()
             assert sorted(held.sent) == ["read", "streamed", "streamed"]
             stream = store.links()["registry.test"]["classes"]["stream"]  # type: ignore[index]
             assert stream == {"running": 1, "queued_spans": 2, "requests": 2, "bytes": 0}
@@ -274,7 +274,7 @@ async def test_a_download_that_is_given_up_leaves_its_turn_to_others(tmp_path: P
             async with trio.open_nursery() as nursery:
                 for offset in (MIB, 2 * MIB):
                     nursery.start_soon(take, incoming, offset, MIB)
-                await wait_all_tasks_blocked(0.02)
+                await nothing_happens()
                 nursery.cancel_scope.cancel()
         await held.answer(1)
         reader = store.attach(one.device, held.source(one, "read"))

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from trio.testing import wait_all_tasks_blocked
 
+from tests.clocks import nothing_happens
 from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
 from veneer.settings import Settings
 from veneer.store.spanstore import Priority, SpanStore, open_store
@@ -33,7 +33,7 @@ class Held:
     async def answer(self, count: int) -> None:
         for _ in range(count):
             self.may.release()
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
 
     def spans(self) -> list[int]:
         """Which were asked for so far."""
@@ -56,7 +56,7 @@ async def test_who_leaves_leaves_nothing_in_the_queue_and_goes_on_later(tmp_path
         whole = Range(attached, 0, attached.size)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bring, store, whole)
-            await wait_all_tasks_blocked(0.02)
+            await nothing_happens()
             asked = held.spans()
             nursery.cancel_scope.cancel()
         (link,) = store.links().values()
@@ -82,10 +82,10 @@ async def test_what_others_want_too_is_fetched_for_them(tmp_path: Path) -> None:
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as leaving:
                 leaving.start_soon(bring, store, Range(attached, 0, attached.size))
-                await wait_all_tasks_blocked(0.02)
+                await nothing_happens()
                 nursery.start_soon(bring, store, Range(attached, 12 * SPAN, 2 * SPAN))
                 nursery.start_soon(reader)
-                await wait_all_tasks_blocked(0.02)
+                await nothing_happens()
                 leaving.cancel_scope.cancel()
             begun = len(held.spans())
             await held.answer(SPANS)
@@ -100,10 +100,10 @@ async def test_a_reader_who_leaves_takes_nothing_from_whoever_wants_it(tmp_path:
     async with open_store(one_at_a_time(tmp_path)) as store, trio.open_nursery() as nursery:
         attached = store.attach(one.device, held.source)
         nursery.start_soon(bring, store, Range(attached, 0, attached.size))
-        await wait_all_tasks_blocked(0.02)
+        await nothing_happens()
         async with trio.open_nursery() as leaving:
             leaving.start_soon(partial(store.read, attached, 20 * SPAN, KIB))
-            await wait_all_tasks_blocked(0.02)
+            await nothing_happens()
             leaving.cancel_scope.cancel()
         await held.answer(SPANS)
         assert attached.all_present
