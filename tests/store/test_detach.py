@@ -50,7 +50,7 @@ async def test_a_thousand_devices_one_after_the_other_leave_nothing_behind(tmp_p
         await one_life(store, 10_000, form)
         before = len(descriptors())
         references = [await one_life(store, seed, form) for seed in range(1_000 if form is Form.PLAIN else 50)]
-        assert len(descriptors()) == before
+        assert len(descriptors()) <= before, "somebody else may have closed some"
         await trio.testing.wait_all_tasks_blocked()
         gc.collect()
         assert not any(reference() for reference in references)
