@@ -6,28 +6,27 @@ pinned to the manifest that was mounted. So a restart needs local copies of mani
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from veneer.container.runtime import delete_container
-from veneer.daemon.holdings import Holding, Holdings
-from veneer.daemon.one import Service, place_bundle, subject
+from veneer.daemon.holdings import Holdings
+from veneer.daemon.one import Service, subject
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.daemon.restorable import Restorable, is_there, note_cache, noted_caches, read_state, write_state
+from veneer.daemon.restorable import Restorable, is_there, note_cache, noted_caches, read_state
+from veneer.daemon.serving import Mounting, serve
 from veneer.daemon.trees import Tree, Trees
 from veneer.errors import MountError, VeneerError
 from veneer.events import Reporter, silent
 from veneer.image import Image
 from veneer.mount.base import Choice
-from veneer.mount.completion import complete_devices
 from veneer.mount.fsmount import can_clone
 from veneer.mount.resident import Guards, ResidentMounter
 from veneer.mount.scribe_main import Commission, Pack
-from veneer.mount.session import mounted
 from veneer.mount.shared import SharedMounter
 from veneer.mount.state import mount_records
 from veneer.mount.watch import MountTableWatch
@@ -225,7 +224,8 @@ class Residents:
                     timing.mark("mounted")
                     task_status.started(service)
 
-                await self._serve(request, choice, place, holding, before, existing, ready, timing)
+                made = Mounting(request, choice, place, holding, before, timing, existing)
+                await self._serve(made, ready)
             finally:
                 with trio.CancelScope(shield=True):
                     if place is not None and (started or existing is None):
@@ -247,63 +247,51 @@ class Residents:
         finally:
             self._count(-1)
 
-    async def _serve(
-        self,
-        request: MountRequest,
-        choice: Choice,
-        place: Place,
-        holding: Holding,
-        before: Mapping[str, int],
-        existing: Restorable | None,
-        ready: Callable[[Service], None],
-        timing: Timing,
-    ) -> None:
-        make = partial(self._mounter, request, choice, holding, existing, timing)
-        tree = await self._tree(request, place, holding, existing, make)
+    async def _serve(self, mounting: Mounting, ready: Callable[[Service], None]) -> None:
+        tree = await self._tree(mounting)
         try:
-            mounter = make() if tree is None else SharedMounter(choice, tree.shared)
-            await self._serve_by(mounter, request, choice, place, holding, before, existing, ready, timing)
+            if tree is None:
+                mounter: ResidentMounter | SharedMounter = self._mounter(mounting)
+            else:
+                mounter = SharedMounter(mounting.choice, tree.shared)
+            await serve(
+                mounting,
+                mounter,
+                guards=self._guards,
+                watch=self._watch,
+                log_file=self._log_file,
+                services=self._services,
+                ready=ready,
+            )
         finally:
             if tree is not None:
                 self.trees.give_back(tree)
 
-    def _mounter(
-        self,
-        request: MountRequest,
-        choice: Choice,
-        holding: Holding,
-        existing: Restorable | None,
-        timing: Timing,
-    ) -> ResidentMounter:
+    def _mounter(self, mounting: Mounting) -> ResidentMounter:
+        request, holding = mounting.request, mounting.holding
         return ResidentMounter(
             self._guards,
             subject(holding.image, holding.store, holding.attached),
             holding.store,
             holding.files,
             cache_dir=request.settings.cache_dir,
-            choice=choice,
-            existing=existing,
-            record=request.record and existing is None,
+            choice=mounting.choice,
+            existing=mounting.existing,
+            record=request.record and mounting.existing is None,
             packed=holding.packed,
-            timing=timing,
+            timing=mounting.timing,
         )
 
-    async def _tree(
-        self,
-        request: MountRequest,
-        place: Place,
-        holding: Holding,
-        existing: Restorable | None,
-        make: Callable[[], ResidentMounter],
-    ) -> Tree | None:
+    async def _tree(self, mounting: Mounting) -> Tree | None:
         """The tree that a place shares with others; None for one of its own.
 
         Whether a place is in use is known only from an overlay on top. What is recorded has to be read anew.
         """
+        request, place, holding = mounting.request, mounting.place, mounting.holding
         if place.record.upper is None:
             return None
-        if existing is not None:
-            return self.trees.found(holding, make(), place.tree)
+        if mounting.existing is not None:
+            return self.trees.found(holding, self._mounter(mounting), place.tree)
         if request.record or not can_clone():
             return None
         cache_dir = request.settings.cache_dir
@@ -311,97 +299,7 @@ class Residents:
             if cache_dir not in self._noted:
                 await trio.to_thread.run_sync(note_cache, self._run_dir, cache_dir)
                 self._noted.add(cache_dir)
-        return self.trees.take(holding, make)
-
-    async def _serve_by(
-        self,
-        mounter: ResidentMounter | SharedMounter,
-        request: MountRequest,
-        choice: Choice,
-        place: Place,
-        holding: Holding,
-        before: Mapping[str, int],
-        existing: Restorable | None,
-        ready: Callable[[Service], None],
-        timing: Timing,
-    ) -> None:
-        record = place.record
-        service = Service(
-            place,
-            holding.image,
-            holding.store,
-            holding.attached,
-            mounter,
-            self._log_file,
-            transport_before=before,
-            timing=timing,
-        )
-        written, there = trio.Event(), trio.Event()
-        noted = mounter.superblocks
-
-        def write_down() -> None:
-            write_state(place, request, choice, holding.image, noted)
-
-        async def write() -> None:
-            await mounter.planned.wait()
-            with timing.phase("bundle"):
-                where = holding.image, holding.store, mounter.accounts, holding.accounts
-                write_bundle = await place_bundle(request, place, *where)
-
-                def write_both() -> None:
-                    if isinstance(mounter, SharedMounter):
-                        write_down()
-                    write_bundle()
-
-                await trio.to_thread.run_sync(write_both)
-            written.set()
-
-        async with open_nursery() as nursery:
-            if existing is None:
-                # Looking up the user may wait for the network longer than mounting takes.
-                nursery.start_soon(write)
-                # A tree of its own has devices marked that only this tells of. A place of a shared one that is
-                # not written down when this process dies is undone: whoever asked for it has no answer yet.
-                if not isinstance(mounter, SharedMounter):
-                    await trio.to_thread.run_sync(write_down)
-                if not request.record:
-                    nursery.start_soon(service.follow_hint, request, there)
-            async with mounted(
-                mounter,
-                record.mountpoint,
-                lower=record.lower,
-                upper=record.upper,
-                existing=existing is not None,
-                watch=self._watch,
-                superblocks=self._guards.superblocks,
-                timing=timing,
-            ) as session:
-                service.session = session
-                service.recorder = mounter.recorder
-                service.packed = mounter.packed.attached if mounter.packed else None
-                if existing is None:
-                    await written.wait()
-                    if mounter.superblocks != noted:
-                        await trio.to_thread.run_sync(
-                            write_state, place, request, choice, holding.image, mounter.superblocks
-                        )
-                self._services.add(service)
-                try:
-                    if request.container:
-                        nursery.start_soon(service.follow_owner, request.container.owner)
-                    if request.complete:
-                        nursery.start_soon(
-                            complete_devices, holding.store, holding.attached, self._guards.devices.consider
-                        )
-                    if mounter.tainted:
-                        await service.unmount(lazy=True)
-                    ready(service)
-                    there.set()
-                    await session.ended.wait()
-                finally:
-                    self._services.discard(service)
-                nursery.cancel_scope.cancel()
-        log.info("unmounted id=%s image=%s", record.id, record.image)
+        return self.trees.take(holding, partial(self._mounter, mounting))
 
     def _write_ahead(self, request: MountRequest, image: Image) -> None:
         """Have the metadata image written while devices are made."""
