@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -209,7 +210,7 @@ async def test_one_that_hangs_is_done_without(
         await until(lambda: has_ended(pid))
 
 
-async def test_one_that_keeps_dying_is_given_up() -> None:
+async def test_one_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async with decoding() as decoder:
         for _ in range(3):
             decoder.want()
@@ -218,9 +219,14 @@ async def test_one_that_keeps_dying_is_given_up() -> None:
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
             await until(lambda: not decoder.running)
+        await until(lambda: has_ended(pid))
+
+        def another(*_: object, **__: object) -> None:
+            raise AssertionError("a fourth one was started")
+
+        monkeypatch.setattr(subprocess, "Popen", another)
         decoder.want()
-        await trio.sleep(0.2)
-        assert not decoder.running
+        await trio.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ None and fetches. A device that is mounted is changed by the owner of the mount 
 :mod:`veneer.store.owned`; all others' changes are not done, which costs them the cache and nothing else.
 
 Not here: what to write, what to evict, accounting (:mod:`veneer.store.cache`).
+
+Longer than other modules here: whoever changes the file or its map does it in one place, under one lock.
 """
 
 import errno
