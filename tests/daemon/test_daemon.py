@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -25,13 +26,14 @@ from veneer.convert.convert import convert
 from veneer.daemon import client, lifecycle, mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.daemon.client import RunRequest
-from veneer.daemon.lifecycle import let_go
+from veneer.daemon.lifecycle import let_go, stop_daemon
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import IntegrityError, MountError, NotFound, UsageError
 from veneer.events import Event, Notice
 from veneer.mount.kernel import mounts_at
 from veneer.mount.state import mount_records
 from veneer.settings import Settings
+from veneer.store.maintenance import list_devices
 from veneer.testing.actions import Hold
 from veneer.testing.images import write_image
 from veneer.testing.registry import scripted_registry
@@ -81,6 +83,16 @@ def nothing_mounted(settings: Settings) -> None:
 
 def log_of(settings: Settings) -> str:
     return (settings.run_dir / "daemon.log").read_text()
+
+
+def readable(path: Path) -> bool:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+    return True
 
 
 def daemon_status(settings: Settings) -> dict[str, object]:
@@ -279,6 +291,81 @@ def test_what_cannot_be_served_again_fails_until_it_can(
     eventually(lambda: not list(settings.cache_dir.glob("devices/*/mounted")))
 
 
+def test_devices_of_what_cannot_be_served_again_are_kept_from_being_read_when_others_are_unmounted(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    """Both mounts have the same devices, but only one of them is served again, and ends."""
+    places = [workplace / "one", workplace / "two"]
+    lost = mount(image, places[0], settings)
+    mount(image, places[1], settings)
+    assert (places[0] / "etc/hello").read_bytes() == b"hello\n"
+    state = settings.run_dir / "mounts" / lost.id / "resident.json"
+    right = state.read_text()
+    state.write_text(re.sub("@sha256:[0-9a-f]{64}", f"@sha256:{64 * '0'}", right))
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    eventually(lambda: "cannot serve again" in log_of(settings))
+    assert (places[1] / "etc/hello").read_bytes() == b"hello\n"
+    umount(places[1], settings)
+    for at in (2 * STEP, 4 * STEP):
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            read(places[0] / "large", at)
+    state.write_text(right)
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    assert (places[0] / "large").read_bytes() == LARGE
+    umount(places[0], settings)
+    let_go(settings.run_dir)
+    assert not any(info.mounted for info in list_devices(settings.cache_dir))
+
+
+def test_devices_lose_their_marks_when_the_last_mount_that_is_not_served_has_gone(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    places = [workplace / "one", workplace / "two"]
+    lost = mount(image, places[0], settings)
+    mount(image, places[1], settings)
+    (settings.run_dir / "mounts" / lost.id / "resident.json").write_text("{}")
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    umount(places[1], settings)
+    devices = list(settings.cache_dir.glob("devices/*/data"))
+    assert not any(map(readable, devices))
+    umount(places[0], settings)
+    nothing_mounted(settings)
+    before = processes(settings)["worker"]
+    eventually(lambda: all(readable(data) for data in devices))
+    assert processes(settings)["worker"] == before
+
+
+def test_a_mount_that_cannot_be_served_again_can_be_unmounted(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    """Also when nobody knows any more what it is of; and it is not in the way of the daemon's end."""
+    places = [workplace / "one", workplace / "two", workplace / "three"]
+    states = []
+    for place in places:
+        made = mount(image, place, settings, writable=place == places[1])
+        states.append(settings.run_dir / "mounts" / made.id / "resident.json")
+    for state in states:
+        state.write_text("{}")
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
+    eventually(lambda: log_of(settings).count("cannot serve again") >= len(places))
+    for place in places:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            read(place / "large", 2 * STEP)
+    umount(places[0], settings)
+    umount(places[1], settings)
+    eventually(lambda: not any(state.parent.exists() for state in states[:2]))
+    assert stop_daemon(settings.run_dir, force=True)
+    assert not mounts_at(places[2])
+
+
 def test_a_restart_disturbs_neither_readers_nor_containers(
     workplace: Path, settings: Settings, image: str
 ) -> None:
@@ -466,6 +553,23 @@ def test_a_mount_whose_daemon_died_as_a_whole_is_given_up(
     mount(image, workplace / "mnt", settings)
     assert (workplace / "mnt/large").read_bytes() == LARGE
     umount(workplace / "mnt", settings)
+
+
+def test_a_mount_whose_daemon_died_as_a_whole_is_given_up_also_when_it_cannot_be_served(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    made = mount(image, workplace / "mnt", settings)
+    state = settings.run_dir / "mounts" / made.id / "resident.json"
+    state.write_text(re.sub("@sha256:[0-9a-f]{64}", f"@sha256:{64 * '0'}", state.read_text()))
+    with (workplace / "mnt/large").open("rb") as user:
+        kill(settings, "worker", "supervisor", "standby")
+        (found,) = mounts.list_mounts(settings.run_dir).mounts
+        assert found.record.kind == "detached"
+        assert not mounts_at(workplace / "mnt")
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.pread(user.fileno(), 4096, 3 * STEP)
+    assert "had no guard" in log_of(settings)
+    nothing_mounted(settings)
 
 
 def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, image: str) -> None:

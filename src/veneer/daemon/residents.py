@@ -5,19 +5,18 @@ pinned to the manifest that was mounted. So a restart needs local copies of mani
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from veneer.container.runtime import delete_container
 from veneer.daemon.holdings import Holdings
 from veneer.daemon.one import Service, subject
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountInfo, MountRequest
-from veneer.daemon.restorable import Restorable, is_there, note_cache, noted_caches, read_state
+from veneer.daemon.restorable import Restorable, note_cache
+from veneer.daemon.restoring import Restoring, release
 from veneer.daemon.serving import Mounting, serve
 from veneer.daemon.trees import Tree, Trees
 from veneer.errors import MountError, VeneerError
@@ -28,7 +27,6 @@ from veneer.mount.fsmount import can_clone
 from veneer.mount.resident import Guards, ResidentMounter
 from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.shared import SharedMounter
-from veneer.mount.state import mount_records
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
 from veneer.timing import Timing
@@ -37,8 +35,6 @@ __all__ = ["Residents"]
 
 log = logging.getLogger(__name__)
 
-#: How often a mount whose local copies are damaged is tried again; its reads fail meanwhile.
-RETRY_S = 5.0
 #: What a container leaves is a mount to undo, which takes milliseconds, unless something else uses it.
 SETTLE_S = 2.0
 
@@ -66,14 +62,13 @@ class Residents:
         # Of all mounts, from before there is anything in them until they have been cleaned up.
         self._places: set[Place] = set()
         self._noted: set[Path] = set()
-        # By cache directory: mounts of an earlier process that cannot be served again yet.
-        self._unserved: Counter[Path] = Counter()
         self._noting = trio.Lock()
         self._run_dir = run_dir
         self._nursery = nursery
         self._guards = guards
         self._watch = watch
         self._log_file = log_file
+        self.restoring = Restoring(run_dir, nursery, guards, self._serve_again, self._count)
 
     async def mount(self, request: MountRequest, choice: Choice, report: Reporter = silent) -> MountInfo:
         """Mount an image. Returns when the mount can be used. Raises VeneerError."""
@@ -89,39 +84,6 @@ class Residents:
             info.seconds,
         )
         return info
-
-    async def restore(self) -> None:
-        """Serve again what an earlier process mounted, and clean up what is not there any more."""
-        caches: set[Path] = set()
-        for record in await trio.to_thread.run_sync(mount_records, self._run_dir):
-            if not record.daemon:
-                continue
-            place = Place(self._run_dir, record)
-            found = await trio.to_thread.run_sync(read_state, place)
-            if found is not None:
-                caches.add(found[0].settings.cache_dir)
-            state = found if found is not None and is_there(place, found[2]) else None
-            if state is None:
-                log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
-                await trio.to_thread.run_sync(_clean_up, place)
-                continue
-            request, choice, existing = state
-            if not await self._restore(place, request, choice, existing):
-                self._unserved[request.settings.cache_dir.resolve()] += 1
-                self._nursery.start_soon(self._keep_restoring, place, request, choice, existing)
-        caches.update(await trio.to_thread.run_sync(noted_caches, self._run_dir))
-        for cache_dir in caches:
-            self._forget_strays(cache_dir)
-
-    def _forget_strays(self, cache_dir: Path) -> None:
-        """Unmark what was unmounted while nobody looked: whoever reads it would get errors.
-
-        Not while there is a mount that cannot be served again yet: what nobody holds may be its devices, and
-        without a mark the kernel would read their holes.
-        """
-        if not self._unserved[cache_dir.resolve()]:
-            for pin in (cache_dir / "devices").glob("*/mounted"):
-                self._guards.devices.forget(pin.with_name("data"))
 
     async def until_empty(self) -> None:
         """Wait until nothing is mounted."""
@@ -149,31 +111,10 @@ class Residents:
             while over & self._places:
                 await self.changed()
 
-    async def _restore(self, place: Place, request: MountRequest, choice: Choice, existing: Restorable) -> bool:
-        try:
-            await self._nursery.start(
-                partial(self._live, request, choice, silent, place=place, existing=existing)
-            )
-        except (VeneerError, OSError) as error:
-            log.error("cannot serve again id=%s image=%s cause=%r", place.record.id, request.image, str(error))
-            return False
-        log.info("serving again id=%s image=%s", place.record.id, request.image)
-        return True
-
-    async def _keep_restoring(
+    async def _serve_again(
         self, place: Place, request: MountRequest, choice: Choice, existing: Restorable
     ) -> None:
-        self._count(1)
-        try:
-            while True:
-                await trio.sleep(RETRY_S)
-                if await self._restore(place, request, choice, existing):
-                    cache_dir = request.settings.cache_dir
-                    self._unserved[cache_dir.resolve()] -= 1
-                    self._forget_strays(cache_dir)
-                    return
-        finally:
-            self._count(-1)
+        await self._nursery.start(partial(self._live, request, choice, silent, place=place, existing=existing))
 
     async def _live(
         self,
@@ -229,7 +170,7 @@ class Residents:
             finally:
                 with trio.CancelScope(shield=True):
                     if place is not None and (started or existing is None):
-                        await trio.to_thread.run_sync(_release, place)
+                        await trio.to_thread.run_sync(release, place)
                     if holding is not None:
                         self.holdings.give_back(holding)
                     if place is not None:
@@ -313,16 +254,3 @@ class Residents:
         self._busy += change
         self._changed.set()
         self._changed = trio.Event()
-
-
-def _clean_up(place: Place) -> None:
-    if place.record.container is not None:
-        delete_container(*place.record.container)
-    _release(place)
-
-
-def _release(place: Place) -> None:
-    try:
-        place.release()
-    except (MountError, OSError) as error:
-        log.error("cannot clean up id=%s cause=%r", place.record.id, str(error))

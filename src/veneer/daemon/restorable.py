@@ -103,10 +103,12 @@ def noted_caches(run_dir: Path) -> list[Path]:
         return []
 
 
-def is_there(place: Place, existing: Existing) -> bool:
-    """Whether the kernel has the mount still."""
+def is_there(place: Place, existing: Existing | None) -> bool:
+    """Whether the kernel has the mount still, as far as can be told without what was written down of it."""
     if any(entry.ours for entry in kernel.mounts_at(place.tree)):
         return True
+    if existing is None:
+        return False
     listed = os.listdir("/sys/fs/erofs") if existing.superblocks else ()
     return bool(set(listed).intersection(existing.superblocks)) and _same_boot(place.record)
 

@@ -121,7 +121,7 @@ class Worker:
         self._guards = Guards(devices, superblocks, unguarded=arguments.fresh_group)
         residents = self._residents = Residents(arguments.run_dir, nursery, self._guards, watch, self._log_file)
         self._standing.guards, self._standing.residents = self._guards, residents
-        await residents.restore()
+        await residents.restoring.restore()
         devices.restored()
 
     async def _serve(self, listener: trio.SocketListener) -> None:
@@ -217,8 +217,10 @@ class Worker:
         return {"type": "ended", "report": text}
 
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
-        residents, service = self._mounted(request)
         lazy = request.get("lazy") is True
+        if self._residents and await self._residents.restoring.unmount(str(request.get("id")), lazy=lazy):
+            return {"type": "stopped", "report": None}
+        residents, service = self._mounted(request)
         log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
         report = service.report()
         directory = service.place.directory
@@ -267,6 +269,8 @@ class Worker:
                 await service.unmount(lazy=True)
             except (VeneerError, OSError) as error:
                 log.error("cannot unmount id=%s cause=%r", service.place.record.id, str(error))
+        if self._residents is not None:
+            await self._residents.restoring.unmount_all()
         if self._residents is not None and self._residents.count:
             log.info("detached; %d mounts may be in use still", self._residents.count)
 

@@ -157,6 +157,12 @@ class Guarded:
             self._stats.marked -= 1
             self._stats.unmarked_complete += only_if_complete
 
+    def leave(self) -> None:
+        """Leave reads asking, if they do, whoever answers."""
+        with self._marking:
+            self._stats.marked -= self._marked
+            self._marked = False
+
     @property
     def may_be_complete(self) -> bool:
         """Whether it is worth a proof, or only the mark has to go."""

@@ -12,6 +12,8 @@ Invariants:
   marked while it is being mounted, and unmarked (:meth:`GuardedDevices.opened`) after that: it must ask again
   once some of it has been evicted. The store marks it, by a callback, before it punches anything.
 - **Every event is answered exactly once**, then its descriptor is closed; what ends the serving answers EIO.
+- What may be a device of a mount that nobody serves, one that an earlier process made, stays marked though
+  everybody else has released it: its reads fail.
 - The store's own descriptor of a data file must not ask: it would wait for itself. One opened before the mark
   does not. After a restart of this process the marks are there already and it does, which a trial read shows;
   its place is then taken by the descriptor of the event that the trial read raised.
@@ -70,6 +72,10 @@ class GuardedDevices:
         self.stats = PreContentStats()
         self._group = group
         self._restoring = restoring
+        #: Mounts of an earlier process that are not served.
+        self._unserved = 0
+        #: Data files that may have marks and may be theirs.
+        self._strays: set[Path] = set()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = most_pending or min(_MOST_PENDING, max(_FEWEST_PENDING, limit // 2))
         self._devices: dict[tuple[int, int], Guarded] = {}
@@ -243,8 +249,28 @@ class GuardedDevices:
         while self.stats.pending:
             await self._waiting.park()
 
-    def forget(self, data: Path) -> None:
-        """Unmark a data file that an earlier process marked and nobody holds. Blocks."""
+    def guard(self, data: Path) -> None:
+        """Have reads of a data file ask that nobody may hold. Blocks, briefly. Raises OSError."""
+        try:
+            fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fanotify.mark(self._group, fd)
+        finally:
+            os.close(fd)
+
+    def expect(self, unserved: int, strays: Iterable[Path] = ()) -> None:
+        """Tell how many mounts of an earlier process are not served, and which data files may be theirs.
+
+        What nobody holds of these is unmarked once all are served and :meth:`restored` was called: whoever
+        reads it would get errors.
+        """
+        self._unserved = unserved
+        self._strays.update(strays)
+        self._forget_strays()
+
+    def _forget(self, data: Path) -> None:
         try:
             fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -257,8 +283,9 @@ class GuardedDevices:
             os.close(fd)
 
     def restored(self) -> None:
-        """Tell that every device which was held before a restart is held again."""
+        """Tell that every device which was held before a restart is held again, or :meth:`expect` was told."""
         self._restoring = False
+        self._forget_strays()
         for inode in [inode for inode in self._parked if inode not in self._devices]:
             for event in self._parked.pop(inode):
                 self._unknown(event)
@@ -300,15 +327,28 @@ class GuardedDevices:
         if guarded.nursery is not None:
             guarded.nursery.cancel_scope.cancel()
             await guarded.ended.wait()
+        store, attached = guarded.store, guarded.attached
         try:
-            guarded.unmark(only_if_complete=False)
-            await trio.to_thread.run_sync(guarded.store.unpin, guarded.attached, limiter=self._threads)
+            if self._restoring or self._unserved:
+                guarded.leave()
+                await trio.to_thread.run_sync(store.leave, attached, limiter=self._threads)
+                if attached.file is not None:
+                    self._strays.add(attached.file.directory / "data")
+            else:
+                guarded.unmark(only_if_complete=False)
+                await trio.to_thread.run_sync(store.unpin, attached, limiter=self._threads)
         finally:
             del self._devices[inode]
             self.stats.held -= 1
+            self._forget_strays()
             if not self._restoring:
                 for event in self._parked.pop(inode, ()):
                     self._finish(event, errno.EIO)
+
+    def _forget_strays(self) -> None:
+        if not self._restoring and not self._unserved:
+            while self._strays:
+                self._forget(self._strays.pop())
 
     def _of(self, attached: AttachedDevice) -> Guarded:
         for guarded in self._devices.values():

@@ -346,7 +346,12 @@ class ResidentMounter:
                 "image=%s had no guard for a while: who read from it may have seen zeros; giving the mount up",
                 self._subject.name,
             )
-            await trio.to_thread.run_sync(_DROP_CACHES.write_text, "1")
+            await trio.to_thread.run_sync(forget_zeros)
+
+
+def forget_zeros() -> None:
+    """Have the kernel forget what it may have read of holes while nobody kept it from that. Blocks."""
+    _DROP_CACHES.write_text("1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,6 +285,13 @@ class DeviceFile:
                 self._owned.pin.release()
                 self._owned = None
 
+    def leave(self) -> None:
+        """Answer no more for what the kernel may go on reading: nobody may change it until somebody pins it."""
+        with self.map.locked():
+            if self._owned is not None:
+                self._owned.pin.close()
+                self._owned = None
+
     def freeze(self) -> Freeze | None:
         """Keep all of a complete device as it is, until that is undone; None if it is not. Raises OSError."""
         with self.map.locked():

@@ -331,6 +331,11 @@ class SpanStore:
         if attached.file is not None:
             self._cache.unpin(attached.file)
 
+    def leave(self, attached: AttachedDevice) -> None:
+        """Answer no more for what the kernel may go on reading: nobody changes it until somebody pins it."""
+        if attached.file is not None:
+            attached.file.leave()
+
     def on_futility(self, help_out: Callable[[], None]) -> None:
         """Have somebody called, in any thread, when the quota cannot be kept because too much is mounted."""
         self._cache.on_futility = help_out
