@@ -62,7 +62,10 @@ def write_state(
 
 
 def read_state(place: Place) -> tuple[MountRequest, Choice, "Restorable"] | None:
-    """What is needed to serve a mount again; None when it was never finished."""
+    """What is needed to serve a mount again; None when it was never finished, so that nobody has it.
+
+    Raises IntegrityError when that cannot be read any more.
+    """
     try:
         state = json.loads((place.directory / _STATE).read_bytes())
         return (
@@ -74,9 +77,10 @@ def read_state(place: Place) -> tuple[MountRequest, Choice, "Restorable"] | None
                 PinnedIndex.from_json(state["index"]),
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, IntegrityError) as error:
-        log.warning("no state of id=%s cause=%r", place.record.id, str(error))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"what was written down of it cannot be read: {error!r}") from error
 
 
 def note_cache(run_dir: Path, cache_dir: Path) -> None:

@@ -18,7 +18,7 @@ from veneer.container.runtime import delete_container
 from veneer.daemon.place import Place
 from veneer.daemon.request import MountRequest
 from veneer.daemon.restorable import Restorable, is_there, noted_caches, read_state
-from veneer.errors import MountError, VeneerError
+from veneer.errors import IntegrityError, MountError, VeneerError
 from veneer.mount.base import Choice
 from veneer.mount.resident import Guards, forget_zeros
 from veneer.mount.session import MountSession
@@ -36,15 +36,25 @@ _State = tuple[MountRequest, Choice, Restorable]
 
 @dataclass(eq=False)
 class _Unserved:
-    """A mount that is there and not served. What was written down of it may be gone."""
+    """A mount that is not served, if it is there. What was written down of it may be damaged."""
 
     place: Place
-    state: _State | None
+    state: _State | None = None
+    damage: VeneerError | None = None
     woken: trio.Event = field(default_factory=trio.Event)
 
-    @property
+    def read(self) -> None:
+        """Find out what was written down. Blocks."""
+        try:
+            self.state = read_state(self.place)
+        except IntegrityError as error:
+            self.damage = error
+
     def is_there(self) -> bool:
-        return is_there(self.place, self.state and self.state[2])
+        """Whether the kernel has it, and somebody may have it."""
+        if self.state is None:
+            return self.damage is not None and is_there(self.place, None)
+        return is_there(self.place, self.state[2])
 
     async def unmount(self, *, lazy: bool) -> None:
         """Unmount it, or detach it and free its place for others. Raises MountError."""
@@ -87,9 +97,9 @@ class Restoring:
         found = []
         for record in await trio.to_thread.run_sync(mount_records, self._run_dir):
             if record.daemon:
-                place = Place(self._run_dir, record)
-                one = _Unserved(place, await trio.to_thread.run_sync(read_state, place))
+                one = _Unserved(Place(self._run_dir, record))
                 found.append(one)
+                await trio.to_thread.run_sync(one.read)
                 if one.state is not None:
                     caches.add(one.state[0].settings.cache_dir)
         pinned = [
@@ -127,14 +137,15 @@ class Restoring:
     async def _settle(self, one: _Unserved) -> bool:
         """Serve a mount again, or clean up after it; False if neither can be done yet."""
         record = one.place.record
-        if not await trio.to_thread.run_sync(lambda: one.is_there):
+        if not await trio.to_thread.run_sync(one.is_there):
             log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
             await trio.to_thread.run_sync(_clean_up, one.place)
             return True
         try:
-            if one.state is None:
-                raise MountError("what was written down of it is gone")
-            await self._serve(one.place, *one.state)
+            if one.damage is not None:
+                raise one.damage
+            if one.state is not None:
+                await self._serve(one.place, *one.state)
         except (VeneerError, OSError) as error:
             log.error("cannot serve again id=%s image=%s cause=%r", record.id, record.image, str(error))
             if one.place.is_over:
