@@ -1,6 +1,5 @@
 """Trees that containers share, kept for the next one: what is spared, and that nothing is in anybody's way."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,11 +11,10 @@ import pytest
 import trio
 
 from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
-from tests.processes import kill_at_once
+from tests.daemon.test_daemon import STEP, another_worker, environment, kill, processes, read, umount
 from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.daemon import client, lifecycle, mounts
-from veneer.daemon.ask import DAEMON_SOCKET, ask
 from veneer.daemon.client import RunRequest, RunResult
 from veneer.daemon.request import MountRequest
 from veneer.errors import Unavailable
@@ -28,8 +26,6 @@ from veneer.testing.tars import TarItem
 
 pytestmark = [pytest.mark.root]
 
-STEP = 1 << 20
-
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
@@ -40,10 +36,6 @@ def settings(settings: Settings) -> Settings:
 def mount(image: str, mountpoint: Path, settings: Settings, record: bool = False) -> None:
     request = MountRequest.create(image, mountpoint, settings, writable=True, record=record)
     client.mount_image(request)
-
-
-def umount(mountpoint: Path, settings: Settings, *, lazy: bool = False) -> None:
-    mounts.umount(mountpoint, settings.run_dir, lazy=lazy)
 
 
 def run(image: str, settings: Settings, *words: str) -> RunResult:
@@ -68,9 +60,9 @@ def events(settings: Settings) -> dict[str, int]:
 
 def kill_worker(settings: Settings) -> None:
     """Kill it, and wait for another one."""
-    pid = json.loads((settings.run_dir / "daemon.json").read_bytes())["worker"]
-    kill_at_once([pid])
-    eventually(lambda: ask(settings.run_dir, DAEMON_SOCKET, "ping")["worker"] != pid)
+    before = processes(settings)["worker"]
+    kill(settings, "worker")
+    another_worker(settings, before)
 
 
 def file_system_of(mountpoint: Path, settings: Settings) -> int:
@@ -78,14 +70,6 @@ def file_system_of(mountpoint: Path, settings: Settings) -> int:
     (lower,) = (one.lower for one in mount_records(settings.run_dir) if one.mountpoint == mountpoint)
     assert lower is not None
     return lower.stat().st_dev
-
-
-def read(path: Path, offset: int, length: int = 4096) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(fd, length, offset)
-    finally:
-        os.close(fd)
 
 
 def data_files(settings: Settings) -> list[Path]:
@@ -208,14 +192,12 @@ def test_the_end_of_a_worker_lets_go_of_kept_trees(
 
 
 def test_looking_after_the_cache_ends_what_is_kept(workplace: Path, settings: Settings, image: str) -> None:
-    environ = os.environ | {
-        "VENEER_CACHE_DIR": str(settings.cache_dir),
-        "VENEER_RUN_DIR": str(settings.run_dir),
-    }
     for command in ("gc", "check", "clear"):
         run(image, settings, "true")
         assert len(trees(settings)) == 1
-        subprocess.run([sys.executable, "-m", "veneer", "cache", command], env=environ, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "veneer", "cache", command], env=environment(settings), check=True
+        )
         assert trees(settings) == []
         assert pins(settings) == []
     assert data_files(settings) == []

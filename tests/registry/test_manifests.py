@@ -327,6 +327,31 @@ async def test_lists_that_do_not_end_are_refused(
     assert len(server.seen) <= 100
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [(200, "text/html", b"<!doctype html><title>Sign in</title>"), (404, OCI_INDEX, b"")],
+    ids=["login page", "missing"],
+)
+async def test_a_list_of_which_a_part_is_missing_is_an_error(
+    status: int, kind: str, body: bytes, transport: Transport, settings: Settings
+) -> None:
+    """What is on the pages before is not all; nor does the registry have no list."""
+    first = build_index([EXPECTED])
+
+    async def pages(seen: Seen, wire: Wire) -> None:
+        if "page=1" in seen.query:
+            await wire.answer(status, body, {"Content-Type": kind})
+        else:
+            await wire.answer(200, first, {"Content-Type": OCI_INDEX, "Link": "<?page=1>; rel=next"})
+
+    async with serve(pages) as server:
+        repository = repository_at(server.host, "app", transport, settings)
+        with pytest.raises(RegistryError):
+            await repository.referrers(EXPECTED.digest)
+    assert [seen.query for seen in server.seen if "/referrers/" in seen.path] == ["", "page=1"]
+    assert not [seen.path for seen in server.seen if "/manifests/" in seen.path], "there is no need for the tag"
+
+
 async def test_pages_are_followed(transport: Transport, settings: Settings) -> None:
     async def pages(seen: Seen, wire: Wire) -> None:
         number = int(seen.query.partition("page=")[2] or 0)
