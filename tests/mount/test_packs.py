@@ -18,10 +18,11 @@ from tests.mount.guarding import guards
 from veneer.convert.pack import BuiltPack, build_pack
 from veneer.errors import IntegrityError, NotFound, Unavailable, UsageError, VeneerError
 from veneer.image import Image, open_image
+from veneer.index.paths import find
 from veneer.mount import packed as packed_module
 from veneer.mount.backends import Subject
 from veneer.mount.base import Choice
-from veneer.mount.bdi import NORMAL_KB, read_ahead_setting
+from veneer.mount.bdi import ASKED_KB, NORMAL_KB, read_ahead_setting
 from veneer.mount.filetable import FileTable
 from veneer.mount.packed import Packed
 from veneer.mount.precontent import PreContentStats
@@ -209,7 +210,7 @@ async def test_a_whole_pack_is_read_without_questions(tmp_path: Path, monkeypatc
         requests, events = store.stats.requests, stats.events
         assert requests == len(blob.asked), "nothing is asked of the layers"
         setting = await trio.to_thread.run_sync(read_ahead_setting, mountpoint, mounter.superblocks)
-        assert setting.read_text().strip() == "0"
+        assert setting.read_text().strip() == str(ASKED_KB)
         await trio.to_thread.run_sync(read_packed, mountpoint, packed)
         assert (store.stats.requests, stats.events) == (requests, events)
         await trio.to_thread.run_sync(read_all, mountpoint)
@@ -230,11 +231,33 @@ async def test_who_reads_something_else_gets_the_kernel_to_read_ahead_before_it_
         await until_complete(packed)
         setting = await trio.to_thread.run_sync(read_ahead_setting, mountpoint, mounter.superblocks)
         await trio.to_thread.run_sync(read_packed, mountpoint, packed)
-        assert setting.read_text().strip() == "0", "as long as it is the start that was recorded"
+        assert setting.read_text().strip() == str(ASKED_KB), "as long as it is the start that was recorded"
         await trio.to_thread.run_sync(read_all, mountpoint)
         with trio.fail_after(30):
             while setting.read_text().strip() != str(NORMAL_KB):  # noqa: ASYNC110 - sysfs tells nobody
                 await trio.sleep(0.05)
+
+
+async def test_what_is_read_in_order_during_a_start_is_not_asked_for_page_by_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by who has opened it before the start turns out to be another one."""
+    monkeypatch.setattr(packed_module, "QUIET_S", 3600.0)
+    place = await image_in(tmp_path, [BASE, UPPER])
+    async with open_image(place.text, place.settings) as image:
+        await image.load()
+        node = find(image.index, b"f1", "the image")
+        uses = [
+            Use(image.devices[one.device].diff_id, one.offset, one.length, 0.0, 0.0)
+            for one in image.index.extents(node)
+        ]
+        pack = await place.pack(profile=Profile("default", "", (), 1, tuple(uses)))
+    async with place.shown(pack.content, Blob(pack.data)) as (mountpoint, mounter, _, packed):
+        await until_complete(packed)
+        stats: PreContentStats = mounter.stats
+        before = stats.events
+        assert await trio.to_thread.run_sync((mountpoint / "g").read_bytes) == CONTENTS[b"g"]
+        assert 1 <= stats.events - before <= len(CONTENTS[b"g"]) >> 16
 
 
 def read_packed(mountpoint: Path, packed: Packed) -> None:

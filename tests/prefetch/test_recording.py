@@ -23,6 +23,7 @@ from veneer.errors import MountError, UsageError
 from veneer.events import Event, Notice
 from veneer.image import open_image
 from veneer.index.model import ImageIndex
+from veneer.mount.bdi import ASKED_KB
 from veneer.mount.state import mount_records
 from veneer.oci.digest import Digest
 from veneer.prefetch.profile import Profile, Use, merge_profiles
@@ -221,7 +222,7 @@ def test_a_mount_that_is_not_recorded_costs_what_it_did(
 def test_a_recorded_mount_reads_nothing_ahead(workplace: Path, settings: Settings, sample: Sample) -> None:
     request = MountRequest.create(sample.name, workplace / "mnt", settings, record=True)
     info = client.mount_image(request)
-    assert read_ahead(settings, info.id) == 0
+    assert read_ahead(settings, info.id) == ASKED_KB
     mounts.umount(workplace / "mnt", settings.run_dir)
 
 

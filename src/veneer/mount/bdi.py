@@ -5,16 +5,20 @@ which one belongs to a mount; with others, it is the one that appeared when the 
 """
 
 import fcntl
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from veneer.errors import MountError
 
-__all__ = ["NORMAL_KB", "read_ahead_setting", "set_read_ahead", "stop_read_ahead"]
+__all__ = ["ASKED_KB", "NORMAL_KB", "read_ahead_setting", "set_read_ahead", "stop_read_ahead"]
 
 #: What a file system starts with.
 NORMAL_KB = 128
+#: With this, the kernel reads what is asked for and hardly more: the page that was touched, or up to 128 KiB of
+#: a read(2) at once. With 0 it would read page by page, each of them a question.
+ASKED_KB = mmap.PAGESIZE >> 10
 
 _SETTINGS = Path("/sys/class/bdi")
 #: FS_IOC_GETFSSYSFSPATH, and its struct fs_sysfs_path: a length, then that many bytes of a name of up to 128.
@@ -26,7 +30,7 @@ def stop_read_ahead(root: Path, appeared: Sequence[str]) -> None:
 
     ``root`` and ``appeared`` are those of :func:`read_ahead_setting`. Raises MountError.
     """
-    set_read_ahead(read_ahead_setting(root, appeared), 0)
+    set_read_ahead(read_ahead_setting(root, appeared), ASKED_KB)
 
 
 def set_read_ahead(setting: Path, kilobytes: int) -> None:

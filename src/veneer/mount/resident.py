@@ -22,7 +22,7 @@ from veneer.errors import CacheError, IntegrityError, MountError, UnsupportedFor
 from veneer.mount import kernel
 from veneer.mount.backends import Subject
 from veneer.mount.base import Choice
-from veneer.mount.bdi import read_ahead_setting, set_read_ahead, stop_read_ahead
+from veneer.mount.bdi import ASKED_KB, read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
 from veneer.mount.interest import Interest
@@ -291,7 +291,7 @@ class ResidentMounter:
         if packed is None or setting is None or all(device.complete for device in tree.attached):
             return None
         try:
-            set_read_ahead(setting, 0)
+            set_read_ahead(setting, ASKED_KB)
         except MountError as error:
             log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, error.message)
             return None
@@ -310,7 +310,7 @@ class ResidentMounter:
         try:
             setting = read_ahead_setting(root, self.superblocks)
             if self._existing is None:
-                set_read_ahead(setting, 0)
+                set_read_ahead(setting, ASKED_KB)
         except (MountError, OSError) as error:
             log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, str(error))
             return None
