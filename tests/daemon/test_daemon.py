@@ -572,6 +572,30 @@ def test_a_mount_whose_daemon_died_as_a_whole_is_given_up_also_when_it_cannot_be
     nothing_mounted(settings)
 
 
+def test_a_daemon_that_guards_its_mounts_again_leaves_those_of_another_one_alone(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    """Both have the same cache directory, and the first has a mount that it cannot serve."""
+    other = replace(settings, run_dir=workplace / "other")
+    (workplace / "second").mkdir()
+    name = trio.run(
+        lazy_image, workplace / "second", settings_in(workplace), [(TarItem(b"x", content=LARGE[::-1]),)]
+    )
+    mount(image, workplace / "mnt", settings)
+    made = mount(name, workplace / "lost", other)
+    try:
+        (other.run_dir / "mounts" / made.id / "resident.json").write_text("{}")
+        (other.run_dir / "caches.json").write_text(json.dumps([str(settings.cache_dir)]))
+        with (workplace / "lost/x").open("rb"):
+            kill(other, "worker", "supervisor", "standby")
+            mounts.list_mounts(other.run_dir)
+            assert "had no guard" in log_of(other)
+            assert read(workplace / "mnt/large", 3 * STEP) == LARGE[3 * STEP :][:4096]
+    finally:
+        stop_daemon(other.run_dir, force=True)
+    umount(workplace / "mnt", settings)
+
+
 def test_a_complete_image_needs_no_daemon(workplace: Path, settings: Settings, image: str) -> None:
     mount(image, workplace / "mnt", settings)
     for path in (workplace / "mnt").rglob("*"):

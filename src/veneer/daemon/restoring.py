@@ -23,6 +23,7 @@ from veneer.mount.base import Choice
 from veneer.mount.resident import Guards, forget_zeros
 from veneer.mount.session import MountSession
 from veneer.mount.state import mount_records
+from veneer.store.pin import is_answered_for
 
 __all__ = ["Restoring", "release"]
 
@@ -179,10 +180,11 @@ class Restoring:
             log.error("cannot unmount id=%s cause=%r", record.id, str(error))
 
     def _guard(self, pinned: Sequence[Path]) -> None:
-        """Mark every device that a mount may have."""
+        """Mark every device that a mount may have, but not those of another daemon with the same cache."""
         for data in pinned:
             try:
-                self._guards.devices.guard(data)
+                if not is_answered_for(data.parent):
+                    self._guards.devices.guard(data)
             except OSError as error:
                 log.critical("reads of %s cannot be watched cause=%r", data, error.strerror)
 

@@ -40,7 +40,16 @@ from typing import Self
 from veneer.errors import CacheError
 from veneer.store import presence
 
-__all__ = ["Freeze", "Pin", "frozen_at", "is_in_use", "is_pinned", "is_pinned_for_good", "pin_at"]
+__all__ = [
+    "Freeze",
+    "Pin",
+    "frozen_at",
+    "is_answered_for",
+    "is_in_use",
+    "is_pinned",
+    "is_pinned_for_good",
+    "pin_at",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +175,14 @@ def is_pinned_for_good(directory: Path) -> bool:
         with _changing(directory):
             _remove_stale(directory)
             return is_pinned(directory)
+    except FileNotFoundError:
+        return False
+
+
+def is_answered_for(directory: Path) -> bool:
+    """Whether the process that pinned a device lives. Raises OSError."""
+    try:
+        return _is_held(directory / _NAME)
     except FileNotFoundError:
         return False
 
