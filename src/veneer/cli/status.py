@@ -16,17 +16,19 @@ def run(invocation: Invocation, _args: CommonArguments) -> int:
     """Show what is mounted, who serves it, and how much of each layer is in the cache."""
     from veneer.daemon.mounts import list_mounts
 
-    invocation.output.result(*shown(list_mounts(invocation.settings.run_dir.absolute())))
+    found = list_mounts(invocation.settings.run_dir.absolute())
+    invocation.output.result(*shown(found, json=invocation.output.json))
     return 0
 
 
-def shown(found: "Listing") -> tuple[object, str]:
-    """What is printed: with ``--json``, and for people."""
+def shown(found: "Listing", *, json: bool) -> tuple[object, str]:
+    """What is printed: with ``--json``, or for people. Nobody waits for the other one to be made."""
+    if json:
+        return {"daemon": found.daemon, "mounts": [mount.to_json() for mount in found.mounts]}, ""
     parts = [*map(_describe, found.mounts)] or ["nothing is mounted"]
     if found.daemon is not None:
         parts.append(_describe_daemon(found.daemon))
-    document = {"daemon": found.daemon, "mounts": [mount.to_json() for mount in found.mounts]}
-    return document, "\n\n".join(parts)
+    return None, "\n\n".join(parts)
 
 
 def _describe(found: "MountStatus") -> str:

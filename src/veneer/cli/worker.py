@@ -42,7 +42,7 @@ def read_status(words: Sequence[str], environ: Mapping[str, str]) -> tuple[Path,
         return None
     if args.verbose or not run_dir.is_absolute():
         return None
-    return run_dir, lambda found: result_text(*status.shown(found), json=args.json)
+    return run_dir, lambda found: result_text(*status.shown(found, json=args.json), json=args.json)
 
 
 def read_run(words: Sequence[str], environ: Mapping[str, str]) -> ShortRun | None:
