@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -569,6 +570,21 @@ def test_a_mount_whose_daemon_died_as_a_whole_is_given_up_also_when_it_cannot_be
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             os.pread(user.fileno(), 4096, 3 * STEP)
     assert "had no guard" in log_of(settings)
+    nothing_mounted(settings)
+
+
+def test_one_place_can_be_detached_again_while_its_last_mount_is_still_in_use(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    with ExitStack() as users:
+        files = []
+        for writable in (False, True, False):
+            mount(image, workplace / "mnt", settings, writable=writable)
+            files.append(users.enter_context((workplace / "mnt/large").open("rb")))
+            umount(workplace / "mnt", settings, lazy=True)
+        assert [found.record.kind for found in mounts.list_mounts(settings.run_dir).mounts] == ["detached"] * 3
+        for file in files:
+            assert os.pread(file.fileno(), 4096, 3 * STEP) == LARGE[3 * STEP :][:4096]
     nothing_mounted(settings)
 
 

@@ -232,7 +232,8 @@ def detach(record: MountRecord) -> None:
 
 def retire(run_dir: Path, record: MountRecord) -> MountRecord:
     """Give up the place of a mount that has been detached but is still in use, so that another can have it."""
-    name = f"{record.id}-{record.process.pid}"
+    # Not of the process: it may have several such mounts of one place.
+    name = f"{record.id}-{os.urandom(4).hex()}"
     directory, new = directory_of(run_dir, record.id), directory_of(run_dir, name)
     detached = replace(
         record,
