@@ -335,7 +335,11 @@ def test_devices_lose_their_marks_when_the_last_mount_that_is_not_served_has_gon
     umount(places[1], settings)
     devices = list(settings.cache_dir.glob("devices/*/data"))
     assert not any(map(readable, devices))
-    umount(places[0], settings)
+    with (places[0] / "large").open("rb") as user:
+        umount(places[0], settings, lazy=True)
+        eventually(lambda: log_of(settings).count("cannot serve again") >= 2)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            os.pread(user.fileno(), 4096, 4 * STEP)
     nothing_mounted(settings)
     before = processes(settings)["worker"]
     eventually(lambda: all(readable(data) for data in devices))

@@ -23,6 +23,7 @@ from veneer.mount.base import Choice
 from veneer.mount.resident import Guards, forget_zeros
 from veneer.mount.session import MountSession
 from veneer.mount.state import mount_records
+from veneer.mount.superblocks import Superblocks
 from veneer.store.pin import is_answered_for
 
 __all__ = ["Restoring", "release"]
@@ -42,6 +43,8 @@ class _Unserved:
     place: Place
     state: _State | None = None
     damage: VeneerError | None = None
+    #: The end of its file system, where only the mount table tells of it: detached, it is in no table.
+    gone: trio.Event | None = None
     woken: trio.Event = field(default_factory=trio.Event)
 
     def read(self) -> None:
@@ -51,11 +54,15 @@ class _Unserved:
         except IntegrityError as error:
             self.damage = error
 
-    def is_there(self) -> bool:
-        """Whether the kernel has it, and somebody may have it."""
-        if self.state is None:
-            return self.damage is not None and is_there(self.place, None)
-        return is_there(self.place, self.state[2])
+    def is_there(self, superblocks: Superblocks) -> bool:
+        """Whether the kernel has it, and somebody may have it. Blocks; raises OSError."""
+        if self.state is not None:
+            return is_there(self.place, self.state[2])
+        if self.damage is None:
+            return False
+        if self.gone is None and is_there(self.place, None):
+            self.gone = superblocks.watch(self.place.tree)
+        return self.gone is not None and not self.gone.is_set()
 
     async def unmount(self, *, lazy: bool) -> None:
         """Unmount it, or detach it and free its place for others. Raises MountError."""
@@ -138,7 +145,7 @@ class Restoring:
     async def _settle(self, one: _Unserved) -> bool:
         """Serve a mount again, or clean up after it; False if neither can be done yet."""
         record = one.place.record
-        if not await trio.to_thread.run_sync(one.is_there):
+        if not await trio.to_thread.run_sync(one.is_there, self._guards.superblocks):
             log.info("cleaning up id=%s image=%s: it is not mounted any more", record.id, record.image)
             await trio.to_thread.run_sync(_clean_up, one.place)
             return True

@@ -4,6 +4,8 @@ Requests, all in sequence that must be: one for the manifest (two when a platfor
 and index at once. What the local copy has is not asked for; a digest reference seen before needs no request.
 
 Invariant: an :class:`Image`'s index describes exactly the layers that its manifest and config name.
+
+A little longer than other modules here: the order of the requests is to be seen in one place.
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -5,6 +5,8 @@ What is mounted outlives the process that made it. Another one takes it over by 
 between the two, the kernel's questions wait in the group that their supervisor keeps open.
 
 Invariant: devices are let go only when the file system over them is gone, however long that takes.
+
+A little longer than other modules here: what a mount takes, and what a restart finds of it, belong together.
 """
 
 import logging
