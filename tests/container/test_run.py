@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -206,6 +207,61 @@ async def test_a_command_that_ignores_signals_is_killed_when_asked_often(
         process.send_signal(signal.SIGINT)
     assert process.returncode == 128 + signal.SIGKILL
     assert not left(workplace)
+
+
+#: Ends when asked to by SIGTERM, and prints a dot at the start and for each SIGUSR1.
+COUNTING = """#!{python} -IS
+import os, signal
+taken = signal.SIGUSR1, signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, taken)
+os.write(1, b".")
+while signal.sigwait(taken) == signal.SIGUSR1:
+    os.write(1, b".")
+os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_no_signal_waits_for_the_next_one(tmp_path: Path, watched: bool) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text(COUNTING.format(python=sys.executable))
+    runtime.chmod(0o755)
+    program = (
+        "import sys; from veneer.container.run import ContainerRun; "
+        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output={watched}); "
+        "sys.exit(run.run('name', '/bundle').exit_code)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        try:
+            # Each is sent while the handler of the one before ends, which is when one can be lost.
+            for _ in range(5000):
+                assert select.select([process.stdout], [], [], 20)[0], "a signal was lost"
+                assert process.stdout.read(1) == b"."
+                process.send_signal(signal.SIGUSR1)
+            assert process.stdout.read(1) == b"."
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 7
+        finally:
+            process.kill()
+
+
+def test_a_signal_while_the_runtime_is_spawned_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text('#!/bin/sh\ntest "$1" = delete || exec sleep 1000\n')
+    runtime.chmod(0o755)
+    spawn = os.posix_spawn
+
+    def interrupted(*arguments: object, **options: object) -> int:
+        pid = spawn(*arguments, **options)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pid
+
+    monkeypatch.setattr(os, "posix_spawn", interrupted)
+    run = ContainerRun(str(runtime), interactive=False, terminal=False, watch_output=False)
+    assert run.run("name", "/bundle").exit_code == 128 + signal.SIGTERM
 
 
 def test_signals_are_ours_again_when_the_container_has_ended() -> None:

@@ -6,6 +6,7 @@ imported here that an interpreter has not loaded anyway, but for what is written
 """
 
 import os
+import select
 import sys
 import time
 from _signal import (  # type: ignore[import-not-found] # without the enums around it
@@ -17,6 +18,7 @@ from _signal import (  # type: ignore[import-not-found] # without the enums arou
     SIGUSR1,
     SIGUSR2,
     SIGXFSZ,
+    set_wakeup_fd,
     signal,
 )
 
@@ -78,28 +80,29 @@ class ContainerRun:
         self._name = ""
         self._pid = 0
         self._requests = 0
+        self._received: list[int] = []
 
     def run(self, name: str, bundle: str) -> Outcome:
         """Run the bundle as container ``name``, and wait for its end. Raises OSError."""
         self._name = name
-        before = self._take_signals()
+        woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        before = self._take_signals(wake)
         try:
             began = time.monotonic()
             output = self._start("run", "--bundle", bundle, name)
+            self._pass_on()
             spawned = time.monotonic()
-            first_output = None
             try:
-                if output is not None:
-                    first_output = _forward(output)
+                first_output = self._wait(output, woken)
             finally:
-                # What our output goes to may have gone; the command finds that out when it writes next.
-                if output is not None:
-                    os.close(output)
-                status = os.waitpid(self._pid, 0)[1]
+                # Output that cannot be copied does not end it. Not reaped while signals may still go to it.
+                os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
             ended = time.monotonic()
         finally:
-            for number, handler in before.items():
-                signal(number, handler)
+            self._give_signals_back(before)
+            os.close(woken)
+            os.close(wake)
+        status = os.waitpid(self._pid, 0)[1]
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
             from veneer.container.runtime import delete_container
@@ -132,35 +135,80 @@ class ContainerRun:
                 os.close(sink)
         return source
 
-    def _take_signals(self) -> "dict[int, object]":
+    def _wait(self, output: int | None, woken: int) -> float | None:
+        """Wait for the runtime's end, copying its ``output`` to ours; when the first came. Closes ``output``.
+
+        A signal that comes just before a blocking call leaves a byte in ``woken``, so that the call returns and
+        the interpreter gets to the handler; a plain wait would keep the signal until the next one.
+        """
+        first: float | None = None
+        end = os.pidfd_open(self._pid)
+        poller = select.poll()
+        for fd in (end, woken) if output is None else (end, woken, output):
+            poller.register(fd, select.POLLIN)
+        running = True
         try:
-            return {number: signal(number, self._on_signal) for number in FORWARDED}
+            while running or output is not None:
+                ready = dict(poller.poll())
+                if woken in ready:
+                    os.read(woken, _CHUNK)
+                if end in ready:
+                    poller.unregister(end)
+                    running = False
+                if output in ready:
+                    chunk = os.read(output, _CHUNK)
+                    if chunk and first is None:
+                        first = time.monotonic()
+                    # Closing our end tells the command that nobody reads its output any more.
+                    if not chunk or not _write(chunk):
+                        poller.unregister(output)
+                        os.close(output)
+                        output = None
+        finally:
+            os.close(end)
+            if output is not None:
+                os.close(output)
+        return first
+
+    def _take_signals(self, wake: int) -> "tuple[int, dict[int, object]] | None":
+        try:
+            # Nobody needs to know that a pipe is full of reasons to wake up.
+            waked = set_wakeup_fd(wake, warn_on_full_buffer=False)
         except ValueError:
-            return {}  # signals are the main thread's
+            return None  # signals are the main thread's
+        return waked, {number: signal(number, self._on_signal) for number in FORWARDED}
+
+    def _give_signals_back(self, before: "tuple[int, dict[int, object]] | None") -> None:
+        if before is not None:
+            waked, handlers = before
+            for number, handler in handlers.items():
+                signal(number, handler)
+            set_wakeup_fd(waked)
 
     def _on_signal(self, number: int, _frame: "FrameType | None") -> None:
-        if not self._pid:
-            # It came between taking over the handlers and starting the runtime: nothing runs yet.
-            raise KeyboardInterrupt
-        if not (self._shares_group and number in FROM_TERMINAL):
-            os.kill(self._pid, number)
-        self._requests += number in (SIGINT, SIGTERM)
-        if self._requests >= REQUESTS_BEFORE_KILL:
-            null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-            kill = [self._runtime, "kill", self._name, "KILL"]
-            os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
+        self._received.append(number)
+        # Before that the runtime may be there, or not: whoever starts it knows first.
+        if self._pid:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._received:
+            number = self._received.pop(0)
+            if not (self._shares_group and number in FROM_TERMINAL):
+                os.kill(self._pid, number)
+            self._requests += number in (SIGINT, SIGTERM)
+            if self._requests >= REQUESTS_BEFORE_KILL:
+                null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+                kill = [self._runtime, "kill", self._name, "KILL"]
+                os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
 
 
-def _forward(source: int) -> float | None:
-    """Copy output to ours; when the first came."""
-    first: float | None = None
-    while chunk := os.read(source, _CHUNK):
-        if first is None:
-            first = time.monotonic()
-        view = memoryview(chunk)
-        try:
-            while view:
-                view = view[os.write(sys.stdout.fileno(), view) :]
-        except BrokenPipeError:
-            break  # closing our end tells the command what happened to ours
-    return first
+def _write(chunk: bytes) -> bool:
+    """Write all to our output; false when nobody reads it any more."""
+    view = memoryview(chunk)
+    try:
+        while view:
+            view = view[os.write(sys.stdout.fileno(), view) :]
+    except BrokenPipeError:
+        return False
+    return True
