@@ -1,6 +1,7 @@
 """One short bench from end to end, with a real registry, containerd and runc: what it leaves can be trusted."""
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_the_events_say_what_was_made_and_how_far_the_registry_was(results: Path
     environment = read_environment(results)
     assert environment.blocks == {"2ms-400mbit": 2}
     assert "containerd" in environment.versions
+    assert environment.versions["python"].endswith(f" of {sys.base_prefix}")
     limits = [event for event in events if isinstance(event, LimitEvent)]
     assert [limit.image for limit in limits] == ["program", "server"]
     for limit in limits:

@@ -58,7 +58,12 @@ def environment_of(
         images=tuple(images),
         systems=tuple(systems),
         networks=tuple(networks),
-        versions={"veneer": __version__, "python": platform.python_version(), **_versions()},
+        # One release takes up to twice the time of another's build of it: which one was it?
+        versions={
+            "veneer": __version__,
+            "python": f"{platform.python_version()} of {sys.base_prefix}",
+            **_versions(),
+        },
         machine=_machine(directory),
         variables={
             name: value
