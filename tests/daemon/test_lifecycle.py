@@ -3,6 +3,7 @@
 import fcntl
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from tests.daemon.test_daemon import kill, mount, nothing_mounted
 from veneer.daemon import lifecycle, mounts
-from veneer.daemon.ask import ask
+from veneer.daemon.ask import Request, Unanswered
 from veneer.errors import MountError
+from veneer.events import Reporter, silent
 from veneer.settings import Settings
 
 pytestmark = [pytest.mark.root]
@@ -52,15 +54,17 @@ def test_a_question_that_died_with_the_worker_is_asked_again(
     mount(image, workplace / "mnt", settings)
     asked: list[str] = []
 
-    def broken(run_dir: Path, name: str, op: str) -> dict[str, object]:
-        asked.append(op)
-        if len(asked) == 1:
-            raise MountError("closed the connection without an answer")
-        return ask(run_dir, name, op)
+    class Broken(Request):
+        def answer(self, timeout_s: float | None = None, report: Reporter = silent) -> dict[str, object]:
+            asked.append(self._what)
+            if len(asked) == 1:
+                self._socket.close()
+                raise Unanswered("closed the connection without an answer")
+            return super().answer(timeout_s, report)
 
-    monkeypatch.setattr(lifecycle, "ask", broken)
+    monkeypatch.setattr(lifecycle, "Request", Broken)
     lifecycle.restore(settings.run_dir)
-    assert asked == ["ping", "ping"]
+    assert len(asked) == 2
     monkeypatch.undo()
     mounts.umount(workplace / "mnt", settings.run_dir)
 
@@ -79,3 +83,42 @@ def test_a_daemon_that_cannot_be_had_is_an_error_in_time(
     monkeypatch.undo()
     assert mounts.list_mounts(settings.run_dir).daemon is not None
     nothing_mounted(settings)
+
+
+def test_a_daemon_that_somebody_else_is_starting_is_waited_for(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is faster has the lock some milliseconds before it listens."""
+    settings.run_dir.mkdir(mode=0o700)
+    lock = os.open(settings.run_dir / "daemon.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        if not pauses:
+            os.close(lock)
+        pauses.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", pause)
+    mount(image, workplace / "mnt", settings)
+    monkeypatch.undo()
+    assert pauses
+    mounts.umount(workplace / "mnt", settings.run_dir)
+
+
+def test_a_restart_costs_nobody_who_mounts_or_unmounts_meanwhile(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    lifecycle.start_daemon(settings.run_dir)
+    restarts = 0
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(lifecycle.restart_daemon, settings.run_dir)
+        while restarts < 2:
+            mount(image, workplace / "mnt", settings)
+            assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
+            mounts.umount(workplace / "mnt", settings.run_dir)
+            if restarting.done():
+                restarting.result()
+                restarts += 1
+                restarting = pool.submit(lifecycle.restart_daemon, settings.run_dir)
+        restarting.result()

@@ -15,7 +15,7 @@ from veneer.daemon.failure import error_from_json
 from veneer.errors import MountError
 from veneer.events import Reporter, event_from_json, silent
 
-__all__ = ["DAEMON_SOCKET", "MOUNT_SOCKET", "Refused", "Request", "ask", "short_path"]
+__all__ = ["DAEMON_SOCKET", "MOUNT_SOCKET", "Refused", "Request", "Unanswered", "ask", "short_path"]
 
 #: Names of sockets: of the daemon, in the run directory; of a mount's own process, in the mount's directory.
 DAEMON_SOCKET, MOUNT_SOCKET = "daemon.sock", "control.sock"
@@ -26,6 +26,10 @@ _CHUNK = 64 << 10
 
 class Refused(MountError):
     """Nobody listens on the socket."""
+
+
+class Unanswered(MountError):
+    """Whoever took the question on ended before it answered."""
 
 
 class Request:
@@ -39,7 +43,7 @@ class Request:
 
     Raises:
         Refused: nobody listens there.
-        MountError: the connection broke.
+        Unanswered: the connection broke.
     """
 
     def __init__(self, directory: Path, name: str, op: str, **arguments: object) -> None:
@@ -55,13 +59,13 @@ class Request:
             try:
                 self._socket.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
             except OSError as error:
-                raise MountError(f"{self._what} does not take requests: {error.strerror}") from error
+                raise Unanswered(f"{self._what} does not take requests: {error.strerror}") from error
         except BaseException:
             self._socket.close()
             raise
 
     def answer(self, timeout_s: float | None = None, report: Reporter = silent) -> dict[str, object]:
-        """Wait for the answer. Raises the error that it is, MountError without one, or TimeoutError.
+        """Wait for the answer. Raises the error that it is, Unanswered without one, or TimeoutError.
 
         Events that come before it are reported.
         """
@@ -75,11 +79,11 @@ class Request:
         except TimeoutError:
             raise
         except OSError as error:
-            raise MountError(f"{self._what} does not answer: {error.strerror}") from error
+            raise Unanswered(f"{self._what} does not answer: {error.strerror}") from error
         finally:
             self._socket.close()
         if line is None:
-            raise MountError(f"{self._what} closed the connection without an answer", hint="see its log")
+            raise Unanswered(f"{self._what} closed the connection without an answer", hint="see its log")
         if answer.get("type") == "error":
             raise error_from_json(answer)
         return answer

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from veneer.container.run import ContainerRun, Outcome
 from veneer.container.runtime import find_runtime
-from veneer.daemon.ask import DAEMON_SOCKET, Refused, ask
-from veneer.daemon.lifecycle import IDLE_EXIT_S, restore, start_daemon
+from veneer.daemon.lifecycle import ask_started, restore
 from veneer.daemon.mounts import clean_stale, stop
 from veneer.daemon.report import MountReport
 from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, RunRequest
@@ -85,7 +84,9 @@ def mount_image(request: MountRequest, *, report: Reporter = silent) -> MountInf
     restore(settings.run_dir)
     clean_stale(settings.run_dir)
     if settings.backend in RESIDENT:
-        answer = _ask_daemon(request, report)
+        answer: dict[str, Any] = ask_started(
+            settings.run_dir, "mount", report=report, request=request.to_json()
+        )
         if answer["type"] == "ready":
             return MountInfo(**answer["info"])
         if request.record:
@@ -167,16 +168,6 @@ def run_image(
         report=last,
         timing=timing,
     )
-
-
-def _ask_daemon(request: MountRequest, report: Reporter) -> dict[str, Any]:
-    """Ask the daemon for a mount; a daemon that is missing, or just ends for want of work, is started."""
-    run_dir, document = request.settings.run_dir, request.to_json()
-    try:
-        return ask(run_dir, DAEMON_SOCKET, "mount", report=report, request=document)
-    except Refused:
-        start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S)
-    return ask(run_dir, DAEMON_SOCKET, "mount", report=report, request=document)
 
 
 def _timing(info: MountInfo, outcome: Outcome, asked: float, mounted: float, run_dir: Path) -> "TimingRecord":

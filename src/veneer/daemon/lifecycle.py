@@ -11,17 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from veneer.daemon.ask import DAEMON_SOCKET, Refused, ask
+from veneer.daemon.ask import DAEMON_SOCKET, Refused, Request, Unanswered, ask
 from veneer.errors import MountError
+from veneer.events import Reporter, silent
 from veneer.mount.state import mount_records
 
-__all__ = ["IDLE_EXIT_S", "become_daemon", "let_go", "restart_daemon", "restore", "start_daemon", "stop_daemon"]
+__all__ = [
+    "IDLE_EXIT_S",
+    "ask_started",
+    "become_daemon",
+    "let_go",
+    "restart_daemon",
+    "restore",
+    "start_daemon",
+    "stop_daemon",
+]
 
 #: A daemon that a command started ends after so long without a mount.
 IDLE_EXIT_S = 600
 #: How long it may take to stop or restart when nothing keeps it.
 STOP_TIMEOUT_S = 30.0
 PING_TIMEOUT_S, PING_PAUSE_S = 5.0, 0.02
+#: A question that so many workers have died of is not asked again.
+MOST_UNANSWERED = 3
 
 
 def restore(run_dir: Path) -> None:
@@ -31,21 +43,34 @@ def restore(run_dir: Path) -> None:
     """
     if not any(record.daemon for record in mount_records(run_dir)):
         return
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while time.monotonic() < deadline:
+    ask_started(run_dir, "ping")
+
+
+def ask_started(run_dir: Path, op: str, *, report: Reporter = silent, **arguments: object) -> dict[str, object]:
+    """Ask the daemon, which is started when there is none.
+
+    A worker that ends before it has answered has undone what it began; then the next one is asked.
+
+    Raises MountError, or the error that is the answer.
+    """
+    deadline, unanswered = time.monotonic() + STOP_TIMEOUT_S, 0
+    while True:
         try:
-            ask(run_dir, DAEMON_SOCKET, "ping")
-            return
-        except Refused:
+            return Request(run_dir, DAEMON_SOCKET, op, **arguments).answer(report=report)
+        except Refused as error:
             if start_daemon(run_dir, idle_exit_s=IDLE_EXIT_S):
-                return
+                continue
             # Somebody else is starting it; or what is left of one that died has its lock, and not for long.
-        except MountError:
-            pass  # who took the question on has died with it
+            if time.monotonic() > deadline:
+                raise MountError(
+                    "the daemon does not answer, and no other can be started",
+                    hint=f"see {run_dir / 'daemon.log'}",
+                ) from error
+        except Unanswered:
+            unanswered += 1
+            if unanswered >= MOST_UNANSWERED:
+                raise
         time.sleep(PING_PAUSE_S)
-    raise MountError(
-        "the daemon does not answer, and no other can be started", hint=f"see {run_dir / 'daemon.log'}"
-    )
 
 
 def start_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> bool:

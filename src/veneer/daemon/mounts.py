@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Request, ask
+from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Request, Unanswered, ask
 from veneer.daemon.lifecycle import restore
 from veneer.daemon.report import MountReport
 from veneer.errors import MountError
@@ -124,7 +124,7 @@ def stop(
     pidfd = None if record.daemon else record.process.opened()
     try:
         if record.daemon:
-            answer = ask(run_dir, DAEMON_SOCKET, "stop", timeout_s=timeout_s, id=record.id, lazy=lazy)
+            answer = _stopped_by_daemon(record, run_dir, lazy=lazy, timeout_s=timeout_s)
         else:
             directory = directory_of(run_dir, record.id)
             answer = ask(directory, MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
@@ -140,6 +140,20 @@ def stop(
             os.close(pidfd)
     report = answer.get("report")
     return _report(report) if isinstance(report, dict) else None
+
+
+def _stopped_by_daemon(
+    record: MountRecord, run_dir: Path, *, lazy: bool, timeout_s: float
+) -> dict[str, object]:
+    def stopped() -> dict[str, object]:
+        return ask(run_dir, DAEMON_SOCKET, "stop", timeout_s=timeout_s, id=record.id, lazy=lazy)
+
+    try:
+        return stopped()
+    except Unanswered:
+        # Its worker has ended meanwhile; the next one serves the mount, unless that was gone by then.
+        restore(run_dir)
+        return stopped() if any(one.id == record.id for one in mount_records(run_dir)) else {}
 
 
 def _report(value: dict[str, object]) -> MountReport | None:

@@ -84,7 +84,7 @@ class Worker:
         self._standing = Standing(arguments.run_dir, self._log_file, read_status)
         self._residents: Residents | None = None
         self._guards: Guards | None = None
-        self._stopping = False
+        self._stopping = self._handing_over = False
         #: What worked for a cache directory, which is not tried again.
         self._chosen: dict[tuple[str, Path], Choice] = {}
 
@@ -169,6 +169,9 @@ class Worker:
 
     async def _make(self, wanted: MountRequest, tell: Tell) -> MountInfo | Choice:
         """A mount, or how else to make it. What is to be said meanwhile is told."""
+        if self._handing_over:
+            # Whoever asks finds that we have gone, and asks the next worker.
+            await trio.sleep_forever()
         if self._stopping:
             raise MountError("the daemon is being stopped", hint="try again in a moment")
         if self._residents is None:
@@ -276,7 +279,7 @@ class Worker:
 
     async def _hand_over(self) -> NoReturn:
         """End for another worker to go on: everything stays mounted, and who waits gets bytes or waits on."""
-        self._stopping = True
+        self._stopping = self._handing_over = True
         if self._residents is not None:
             await self._residents.trees.close()
         if self._guards is not None:
