@@ -176,6 +176,23 @@ async def test_what_was_read_tells_what_will_be_read(
             assert len(source.requests) == len(numbers), "what was asked for, and no more"
 
 
+@pytest.mark.parametrize(("stretches", "starts"), [(4, True), (5, False)])
+async def test_many_long_stretches_are_a_start_of_a_large_image(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch, stretches: int, starts: bool
+) -> None:
+    monkeypatch.setattr(bulk, "_MOST_STRETCHES", 4)
+    # Fetching more is for what has been read by the end, not for the first of them.
+    monkeypatch.setattr(bulk, "_WIDE_LEAST", stretches * MIB)
+    numbers = [number for place in range(stretches) for number in range(40 * place, 40 * place + 17)]
+    assert bulk._WIDE_SHARE <= len(numbers) / SPANS < bulk._LARGE_SHARE
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        widen(attached.queue.link)
+        await read(store, attached, numbers, one)
+        await settled(attached)
+        assert bool(store.stats.bulk_started) is starts
+
+
 async def test_a_wrong_guess_costs_at_most_as_much_again(tmp_path: Path, one: Sample) -> None:
     source = ScriptedSource(one.blob)
     async with open_store(store_settings(tmp_path)) as store:

@@ -5,8 +5,9 @@ scanner or ``cp -a`` reads everything, and should not wait for a request at ever
 they are, so it is told from what was read of the device so far:
 
 - a quarter of it, in whatever order: the rest is fetched;
-- a sixteenth of it in long stretches (1 MiB on average, where starts have less than half of that): as much is
-  fetched as was read, so that a wrong guess costs at most what was wanted anyhow.
+- a sixteenth of it in few long stretches (1 MiB on average, where most starts have less than half of that, and
+  32 at most, where starts that read so much have more): as much is fetched as was read, so that a wrong guess
+  costs at most what was wanted anyhow.
 
 That takes 4 MiB that were read, at least. On a wide link, where a wrong guess keeps nobody waiting and a late
 one does, a stretch of 1 MiB is reason enough; from a sixteenth on four times as much is fetched, and from an
@@ -48,6 +49,8 @@ _WIDE_SHARE, _WIDE_TIMES = 1 / 8, 4
 _WIDE_LEAST = 1 << 20
 #: Average length of stretches that are called long.
 _STRETCH = 1 << 20
+#: More of them are a program that picks its large libraries out of a large layer.
+_MOST_STRETCHES = 32
 #: Readers that pause for so long may have ended.
 _IDLE_S = 2.0
 #: Ranges at a time on a wide link: one is on its way while two are verified and written.
@@ -159,7 +162,7 @@ class Bulk:
     def _read_room(self) -> float:
         """The same because of what was read."""
         read, size, wide = self._read_bytes, self._spans.size, self._queue.link.is_wide
-        long = read >= self._stretches * _STRETCH
+        long = read >= self._stretches * _STRETCH and self._stretches <= _MOST_STRETCHES
         if read < (_WIDE_LEAST if wide and long else _LEAST):
             return 0
         if read >= size * (_WIDE_SHARE if wide and long else _LARGE_SHARE):
