@@ -167,8 +167,9 @@ async def test_a_sidecar_of_this_host_needs_no_request(
     assert {record.path.rpartition("/")[2] for record in registry.requests[1:]} == layers - {
         app.manifest("gzip")["layers"][1]["digest"]
     }
-    for path in kept_sidecars(settings)._directory.rglob("blobs/*/*"):
-        path.unlink()
+    for path in (settings.cache_dir / "sidecars/blobs").glob("*/*"):
+        if path.name != made.index.digest.hex:
+            path.unlink()  # its windows, without which nothing could be read
     with pytest.raises(UnsupportedFormat, match="veneer"):
         async with open_image(reference, settings):
             pass
@@ -239,6 +240,36 @@ async def test_an_old_memory_is_refreshed_and_used_when_that_fails(
             pass
 
 
+@pytest.mark.parametrize("seen_s", [0, 1 << 40], ids=["long ago", "by a clock that was put back since"])
+async def test_an_old_memory_gives_way_to_what_is_there_now(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings, seen_s: int
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere) as image:
+        digest = image.manifest.digest
+    await make_sidecar(reference, settings, push=True, profiles=[profile_of(app, "gzip")])
+    async with open_image(reference, elsewhere, pack="default") as image:
+        assert image.pack is None, "nobody has looked since"
+    kept = kept_sidecars(elsewhere)
+    known = kept.find(digest)
+    assert known is not None
+    kept.keep(digest, replace(known, seen_s=seen_s))
+    async with open_image(reference, elsewhere, pack="default") as image:
+        assert image.pack is not None
+
+
+async def test_a_memory_that_cannot_be_written_costs_only_itself(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    await make_sidecar(reference, settings, push=True)
+    elsewhere.cache_dir.mkdir()
+    (elsewhere.cache_dir / "sidecars").write_text("in the way")
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+
+
 async def test_a_registry_without_referrers_keeps_them_under_a_tag(
     registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
 ) -> None:
@@ -271,15 +302,20 @@ async def test_a_sidecar_is_for_the_manifest_that_it_names(
             pass
 
 
-async def stale(registry: ScriptedRegistry, app: Layout, settings: Settings) -> IndexedImage:
-    """A sidecar of ``zstd``, made to refer to ``gzip`` as well."""
-    made = await make_sidecar(f"{registry.host}/app:zstd", settings, push=True)
-    artifact = app.document(str(made.artifact))
-    subject = {key: app.tags()["gzip"][key] for key in ("mediaType", "digest", "size")}
-    entry = app.store(artifact["mediaType"], json.dumps({**artifact, "subject": subject}).encode())
+def add_artifact(app: Layout, document: dict[str, object]) -> str:
+    """Have the registry list one more; its digest."""
+    entry = app.store(str(document["mediaType"]), json.dumps(document).encode())
     index = json.loads((app.path / "index.json").read_text())
     index["manifests"].append(entry)
     (app.path / "index.json").write_text(json.dumps(index))
+    return str(entry["digest"])
+
+
+async def stale(registry: ScriptedRegistry, app: Layout, settings: Settings) -> IndexedImage:
+    """A sidecar of ``zstd``, made to refer to ``gzip`` as well."""
+    made = await make_sidecar(f"{registry.host}/app:zstd", settings, push=True)
+    subject = {key: app.tags()["gzip"][key] for key in ("mediaType", "digest", "size")}
+    add_artifact(app, {**app.document(str(made.artifact)), "subject": subject})
     return made
 
 
@@ -315,17 +351,48 @@ async def test_a_damaged_index_is_not_used(
     assert any("is not used" in event.message for event in events if isinstance(event, Notice))
 
 
-async def test_a_damaged_artifact_is_left_out(
-    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+@pytest.mark.parametrize("what", ["damaged", "missing", "of another kind", "of two indexes"])
+async def test_an_artifact_that_is_no_good_is_left_out(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings, what: str
 ) -> None:
     """Whoever may push can add one: it must not make an image worse than it is without."""
     reference = f"{registry.host}/app:gzip"
+    made = await make_sidecar(reference, settings, push=True, profiles=[profile_of(app, "gzip")])
+    artifact = app.document(str(made.artifact))
+    bad = str(made.artifact)
+    if what == "of another kind":
+        kind = "application/vnd.oci.image.index.v1+json"
+        listed = {**artifact, "mediaType": kind, "manifests": []}
+        bad = add_artifact(app, {key: listed[key] for key in listed if key not in ("config", "layers")})
+    elif what == "of two indexes":
+        wrong = app.store(artifact["layers"][0]["mediaType"], b"no index")
+        bad = add_artifact(app, {**artifact, "layers": [wrong, *artifact["layers"] * 2]})
+    fault = {"damaged": FlipBit(20), "missing": Status(404)}.get(what)
+    if fault is not None:
+        registry.faults.add(fault, method="GET", path=f"/manifests/{bad}", count=None)
+        with pytest.raises(UnsupportedFormat, match="has no index"):
+            async with open_image(reference, elsewhere):
+                pass
+    assert registry.asked("GET", f"/manifests/{bad}") or fault is None
+    right = await make_sidecar(reference, settings, push=True)
+    async with open_image(reference, elsewhere) as image:
+        assert registry.asked("GET", f"/manifests/{bad}")
+        assert image.index_origin == "referrer"
+        assert image.index_descriptor == right.index
+
+
+async def test_of_very_many_artifacts_only_some_are_looked_at(
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+) -> None:
+    reference = f"{registry.host}/app:gzip"
     made = await make_sidecar(reference, settings, push=True)
-    rule = registry.faults.add(FlipBit(20), method="GET", path=f"/manifests/{made.artifact}", count=None)
-    with pytest.raises(UnsupportedFormat, match="has no index"):
-        async with open_image(reference, elsewhere):
-            pass
-    assert rule.hits
+    artifact = app.document(str(made.artifact))
+    for number in range(20):
+        add_artifact(app, {**artifact, "annotations": {"number": str(number)}})
+    del registry.requests[:]
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_origin == "referrer"
+    assert len(registry.asked("GET", "/manifests/sha256:")) <= 8
 
 
 async def test_damaged_windows_are_an_error_never_wrong_bytes(

@@ -19,7 +19,8 @@ from veneer.convert.local import make_local_pack
 from veneer.daemon import mounts
 from veneer.daemon.report import MountReport
 from veneer.image import open_image
-from veneer.image.hints import known_hint
+from veneer.image.hints import attached_profiles, known_hint
+from veneer.image.open import resolve_image
 from veneer.image.profiles import keep_profile
 from veneer.oci.digest import Digest
 from veneer.prefetch.profile import Profile, Use
@@ -194,10 +195,21 @@ def test_what_is_attached_by_the_command(workplace: Path, settings: Settings) ->
     assert twice.exit_code == 2
     assert "merge" in twice.stderr
     assert invoke("profile", "attach", image, env=env).exit_code == 11, "none is kept here"
-    keep_profile(settings.cache_dir, Digest.parse(profile.image), profile)
-    assert invoke("profile", "attach", image, env=env).exit_code == 0
+    for kept in (profile, replace(profile, workload="worker")):
+        keep_profile(settings.cache_dir, Digest.parse(profile.image), kept)
+    done = invoke("profile", "attach", image, "--json", env=env)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["workloads"] == ["default", "worker"]
+    assert trio.run(attached_workloads, image, settings) == {"default", "worker"}, "the answer of before is old"
     path.write_bytes(replace(profile, uses=(Use(Digest.of(b"x"), 0, 1, 0.0, 0.0),)).to_json())
     assert invoke("profile", "attach", image, str(path), env=env).exit_code == 2
+
+
+async def attached_workloads(image: str, settings: Settings) -> set[str]:
+    """Those whose profiles this host believes to be attached."""
+    async with resolve_image(image, settings) as (resolved, _):
+        found = await attached_profiles(resolved.contents, resolved.manifest, settings.cache_dir)
+    return {one.annotations["dev.veneer.workload"] for one in found}
 
 
 @pytest.mark.parametrize("what", ["stale", "wrong", "corrupt"])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -276,13 +277,30 @@ class TestReferrers:
         """Some clients leave out artifact type and annotations when they write the list."""
         found = [await attach(repository, "a"), await attach(repository, "b", "application/vnd.example.other")]
         gone = Descriptor(OCI_MANIFEST, Digest.of(b"gone"), 4)
+        old = b'{"schemaVersion":1}'
+        strange = Descriptor(OCI_MANIFEST, Digest.of(old), len(old))
+        kind = ("Content-Type", "application/vnd.docker.distribution.manifest.v1+json")
+        registry.faults.add(Status(200, (kind,), old), path=f"/manifests/{strange.digest}")
         registry.faults.add(Status(404), path="/referrers/", count=None)
-        bare = build_index([*(Descriptor(OCI_MANIFEST, entry.digest, entry.size) for entry in found), gone])
+        untyped = [Descriptor(OCI_MANIFEST, entry.digest, entry.size) for entry in found]
+        bare = build_index([strange, *untyped, gone])
         where = f"/manifests/sha256-{EXPECTED.digest.hex}"
         registry.faults.add(Status(200, (("Content-Type", OCI_INDEX),), bare), path=where, count=None)
         assert [entry.digest for entry in await repository.referrers(EXPECTED.digest, SBOM)] == [
             found[0].digest
         ]
+
+    async def test_of_very_many_entries_without_type_only_some_are_looked_up(
+        self, registry: ScriptedRegistry, repository: RegistryRepository
+    ) -> None:
+        gone = [Descriptor(OCI_MANIFEST, Digest.of(b"%d" % number), 1) for number in range(50)]
+        last = replace(EXPECTED, annotations={"note": "with its type"}, artifact_type=SBOM)
+        registry.faults.add(
+            Status(200, (("Content-Type", OCI_INDEX),), build_index([*gone, last])), path="/referrers/"
+        )
+        del registry.requests[:]
+        assert notes(await repository.referrers(EXPECTED.digest, SBOM)) == ["with its type"]
+        assert len(registry.asked("GET", "/manifests/")) == 32
 
     async def test_faults_are_not_taken_for_absence(
         self, registry: ScriptedRegistry, repository: RegistryRepository, clock: trio.testing.MockClock
@@ -302,6 +320,34 @@ class TestReferrers:
         registry.faults.add(Status(412), method="PUT", path="/manifests/sha256-", count=2)
         await attach(repository, "a")
         assert notes(await repository.referrers(EXPECTED.digest)) == ["a"]
+
+    async def test_the_list_that_was_read_is_the_one_that_is_replaced(
+        self, registry: ScriptedRegistry, repository: RegistryRepository
+    ) -> None:
+        where = f"/manifests/sha256-{EXPECTED.digest.hex}"
+        registry.faults.add(Status(404), path="/referrers/", count=None)
+        registry.faults.add(DropHeader("OCI-Subject"), method="PUT", count=None)
+        await attach(repository, "a")
+        registry.faults.add(SetHeader("ETag", '"read"'), method="GET", path=where, count=None)
+        other = registry.faults.add(
+            Status(412), path=where, when=lambda request: request.header("if-match") != '"read"', method="PUT"
+        )
+        await attach(repository, "b")
+        assert not other.hits
+        assert notes(await repository.referrers(EXPECTED.digest)) == ["a", "b"]
+
+    async def test_a_list_that_is_none_is_an_error_and_not_overwritten(
+        self, registry: ScriptedRegistry, repository: RegistryRepository
+    ) -> None:
+        tag = f"sha256-{EXPECTED.digest.hex}"
+        await repository.push_manifest(DATA, OCI_MANIFEST, tag)
+        registry.faults.add(Status(404), path="/referrers/", count=None)
+        registry.faults.add(DropHeader("OCI-Subject"), method="PUT", count=None)
+        with pytest.raises(IntegrityError, match="the list of referrers is no index"):
+            await repository.referrers(EXPECTED.digest)
+        with pytest.raises(IntegrityError, match="the list of referrers is no index"):
+            await attach(repository, "a")
+        assert await repository.resolve(tag) == EXPECTED
 
 
 def paged(following: str) -> Handler:
