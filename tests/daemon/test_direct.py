@@ -51,7 +51,7 @@ async def complete(image: str, settings: Settings, *layers: int) -> None:
     async with open_store(settings) as store, open_image(image, settings) as opened:
         for number in layers:
             attached = store.attach(opened.devices[number], opened.sources[number])
-            await store.complete(attached)
+            assert await store.fetch_rest(attached)
             assert await store.prove(attached)
 
 

@@ -142,7 +142,7 @@ def fill(sample: Sample, settings: Settings) -> None:
         async with open_store(settings) as store, open_image(sample.name, settings) as image:
             for device, source in zip(image.devices, image.sources, strict=True):
                 attached = store.attach(device, source)
-                await store.complete(attached)
+                assert await store.fetch_rest(attached)
                 assert await store.prove(attached)
 
     trio.run(complete)

@@ -126,7 +126,6 @@ async def test_reading_in_order_brings_the_rest_in_few_requests(tmp_path: Path, 
         assert len(source.requests) <= 4 * MIB // SPAN + SIZE // (4 * MIB) + 8
         assert sum(length for _, length in source.requests) == SIZE, "nothing was fetched twice"
         assert await store.read(attached, 0, SIZE) == one.plain
-        await store.complete(attached)
         assert not attached.bulk.watching, "there is nothing more to learn from reads"
 
 

@@ -102,10 +102,8 @@ class Machine:
             case "clear":
                 clear(self.settings.cache_dir)
             case "complete":
-                try:
-                    await store.complete(attached)
-                except VeneerError:
-                    assert self.source.fault
+                if await store.fetch_rest(attached):
+                    await store.prove(attached)
             case "damage":
                 # What a crash of the machine may do: it is noticed after the boot.
                 self.boot += 1

@@ -144,7 +144,7 @@ def test_dying_at_any_system_call_leaves_a_sound_cache(tmp_path: Path, monkeypat
 async def test_readers_stay_right_while_another_process_evicts(tmp_path: Path) -> None:
     one = child.shared_sample()
     async with open_store(store_settings(tmp_path)) as store:
-        await store.complete(store.attach(one.device, ScriptedSource(one.blob)))
+        assert await store.fetch_rest(store.attach(one.device, ScriptedSource(one.blob)))
     totals = {"hits": 0, "misses": 0}
     with ExitStack() as stack:
         readers = [stack.enter_context(started("read", tmp_path, seed, 1500)) for seed in range(3)]

@@ -48,7 +48,7 @@ async def test_a_quota_below_one_span_leaves_reading_possible(tmp_path: Path) ->
         assert store.cached(attached, 0, attached.size) == one.plain, "from memory"
         assert store.stats.uncached == 5
         asked = len(source.requests)
-        await store.complete(attached)
+        assert await store.read(attached, 0, attached.size) == one.plain
     assert len(source.requests) == asked
 
 

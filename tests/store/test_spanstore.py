@@ -1,7 +1,6 @@
 """Reads through the store: single flight, coalescing, priorities, forms, copies, completion."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.store.rig import GZIP, KIB, MIB, RAW, ZSTD, ScriptedSource, sample, sample_of, store_settings
 from veneer.codec import check_and_decode
-from veneer.errors import IntegrityError, UsageError
-from veneer.events import Event, Progress
+from veneer.errors import UsageError
 from veneer.index.model import Codec, Span
-from veneer.oci.digest import Digest
 from veneer.store import presence
 from veneer.store.spanstore import AttachedDevice, Form, Priority, SpanStore, open_store
 
@@ -246,7 +243,7 @@ async def test_sealed_devices_keep_the_stored_form_on_disk_and_plain_bytes_in_me
         assert store.cached(attached, 50_000, 10) is None, "plaintext did not survive the process"
         assert await store.read(attached, 50_000, 50_000) == secret[1]
         assert len(source.requests) == 1
-        await store.complete(attached)
+        assert await store.read(attached, 0, attached.size) == one.plain
     assert store.stats.errors == 0
 
 
@@ -287,25 +284,6 @@ async def test_after_a_boot_what_is_damaged_is_fetched_again_and_the_rest_is_not
         assert (store.stats.reverified, store.stats.dropped) == (7, 1)
         assert "span 2" in caplog.text
         assert store.cached(attached, 0, attached.size) == one.plain
-
-
-async def test_completion_fetches_the_rest_in_few_requests_and_checks_the_diff_id(tmp_path: Path) -> None:
-    one = sample([100 * KIB] * 200, codecs=(RAW,))
-    source, events = ScriptedSource(one.blob), list[Event]()
-    async with open_store(store_settings(tmp_path)) as store:
-        attached = store.attach(one.device, source)
-        await store.read(attached, 5 * MIB, 100)
-        await store.complete(attached, events.append)
-        assert store.cached(attached, 0, attached.size) == one.plain
-        assert sum(length for _, length in source.requests) <= len(one.blob) + 100 * KIB
-        assert len(source.requests) <= 25
-        steps = [event for event in events if isinstance(event, Progress)]
-        assert [step.done for step in steps] == sorted({step.done for step in steps})
-        assert steps[-1].done == steps[-1].total == len(one.plain)
-
-        wrong = replace(one.device, diff_id=Digest.of(b"other"), key=Digest.of(b"key of the other"))
-        with pytest.raises(IntegrityError, match=str(wrong.diff_id)):
-            await store.complete(store.attach(wrong, ScriptedSource(one.blob)))
 
 
 async def test_an_error_of_the_body_leaves_the_store_as_it_is(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def test_a_span_and_its_windows_are_asked_for_at_once(one: GzipSample, rig
 
 
 async def test_a_whole_layer_is_what_it_was(one: GzipSample, rig: Rig) -> None:
-    await rig.store.complete(rig.attached)
+    assert await rig.store.fetch_rest(rig.attached)
     assert await rig.store.read(rig.attached, 0, len(one.plain)) == one.plain
     assert await rig.store.prove(rig.attached)
     assert len({number for number, _ in rig.windows.requests}) == len(rig.windows.requests)
@@ -77,7 +77,7 @@ async def test_a_whole_layer_is_what_it_was(one: GzipSample, rig: Rig) -> None:
 async def test_what_was_evicted_is_fetched_again_with_the_windows_that_are_here(
     one: GzipSample, rig: Rig
 ) -> None:
-    await rig.store.complete(rig.attached)
+    assert await rig.store.fetch_rest(rig.attached)
     file, requests = rig.attached.file, len(rig.windows.requests)
     assert file is not None
     rig.store._cache.evict(file, range(3, 9))
@@ -153,8 +153,9 @@ async def test_an_index_with_wrong_windows_is_another_device_and_never_complete(
     start = device.spans.starts[5]
     assert await rig.store.read(liar, start, 50_000) != one.plain[start : start + 50_000]
     assert await rig.store.read(rig.attached, 0, len(one.plain)) == one.plain
+    assert await rig.store.fetch_rest(liar)
     with pytest.raises(IntegrityError, match="contents of layer"):
-        await rig.store.complete(liar)
+        await rig.store.prove(liar)
 
 
 async def test_windows_are_let_go_with_the_last_device_that_uses_them(rig: Rig) -> None:

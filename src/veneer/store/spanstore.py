@@ -18,7 +18,6 @@ import trio
 
 from veneer.codec import check_and_decode
 from veneer.errors import CacheError, IntegrityError, VeneerError
-from veneer.events import Progress, Reporter, silent
 from veneer.index.model import Device
 from veneer.oci.descriptor import Descriptor
 from veneer.settings import DEFAULT_MOST_REQUESTS, Settings
@@ -52,8 +51,6 @@ _MEMORY = 64 << 20
 _MOST_WINDOW = 32 << 20
 #: A span can be lost between its arrival and our looking, to whoever may evict; not again and again.
 _FILL_TRIES = 2
-#: Completion reads and hashes so much at a time (as stored some 4 MiB: one request), and asks so much ahead.
-_COMPLETION_STEP, _COMPLETION_WINDOW = 12 << 20, 32 << 20
 
 
 class SpanStore:
@@ -387,27 +384,6 @@ class SpanStore:
     async def bring(self, ranges: Iterable[Range], *, priority: Priority) -> None:
         """Fetch what is missing of ranges while this is waited for: :func:`veneer.store.wanted.bring`."""
         await bring(self._jobs, ranges, priority)
-
-    async def complete(self, attached: AttachedDevice, report: Reporter = silent) -> None:
-        """Fetch all that is missing of a device, read all of it, and check it against its diffID.
-
-        Raises:
-            IntegrityError: a span, or the device as a whole, is not what it was promised to be.
-            VeneerError: what else reading reported.
-        """
-        device, size, starts = attached.device, attached.size, attached.spans.starts
-        item, hasher = device.blob.digest.hex[:12], device.diff_id.hasher()
-        offset = 0
-        while offset < size:
-            end = min(offset + _COMPLETION_STEP, size)
-            # A step ends with a span: none is decoded twice.
-            end = starts[attached.spans.covering(end - 1, 1)[0] + 1]
-            window = (offset, offset + _COMPLETION_WINDOW)
-            data = await self.read(attached, offset, end - offset, window=window, priority=Priority.COMPLETION)
-            await trio.to_thread.run_sync(hasher.update, data, limiter=self._jobs.threads.limiter)
-            offset = end
-            report(Progress("fetch", item, offset, size))
-        device.diff_id.check_hash(hasher, f"contents of layer {device.blob.digest}")
 
     async def fetch_rest(self, attached: AttachedDevice) -> bool:
         """Fetch what is missing of a device in the background, in nobody's way; whether all is there then.
