@@ -126,8 +126,8 @@ def _fill(reference: str, cache_dir: Path) -> None:
         async with open_store(settings) as store, open_image(reference, settings) as image:
             for device, source in zip(image.index.devices, image.sources, strict=True):
                 attached = store.attach(device, source)
-                await store.complete(attached)
                 # Only what was proven to be complete is mounted without anybody to ask.
-                await store.prove(attached)
+                if not (await store.fetch_rest(attached) and await store.prove(attached)):
+                    raise RuntimeError(f"{source.name} did not come as a whole")
 
     trio.run(work)

@@ -31,7 +31,7 @@ from veneer.prefetch.profile import Profile, Use
 from veneer.settings import Settings
 from veneer.store.maintenance import clear
 from veneer.store.spanstore import open_store
-from veneer.testing.actions import DropHeader, FlipBit, Status
+from veneer.testing.actions import Action, DropHeader, FlipBit, Status
 from veneer.testing.images import Layer, random_layers, write_image
 from veneer.testing.registry import ScriptedRegistry, scripted_registry
 from veneer.testing.tars import TarItem, tar
@@ -367,7 +367,8 @@ async def test_an_artifact_that_is_no_good_is_left_out(
     elif what == "of two indexes":
         wrong = app.store(artifact["layers"][0]["mediaType"], b"no index")
         bad = add_artifact(app, {**artifact, "layers": [wrong, *artifact["layers"] * 2]})
-    fault = {"damaged": FlipBit(20), "missing": Status(404)}.get(what)
+    faults: dict[str, Action] = {"damaged": FlipBit(20), "missing": Status(404)}
+    fault = faults.get(what)
     if fault is not None:
         registry.faults.add(fault, method="GET", path=f"/manifests/{bad}", count=None)
         with pytest.raises(UnsupportedFormat, match="has no index"):
