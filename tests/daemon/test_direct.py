@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ import trio
 
 from tests.cli.invoking import invoke
 from tests.daemon.layouts import busybox_layer, lazy_image, settings_in
-from veneer.daemon import client, mounts
+from tests.daemon.mounting import clean_stale, ended, log_of, mount, opened, umount
+from veneer.daemon import mounts
 from veneer.daemon.mounts import MountStatus
 from veneer.daemon.report import MountReport
-from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.image import open_image
 from veneer.mount import completion
@@ -55,15 +54,6 @@ async def complete(image: str, settings: Settings, *layers: int) -> None:
             assert await store.prove(attached)
 
 
-async def mount(image: str, mountpoint: Path, settings: Settings, **more: object) -> MountInfo:
-    request = MountRequest.create(image, mountpoint, settings, **more)  # type: ignore[arg-type]
-    return await trio.to_thread.run_sync(client.mount_image, request)
-
-
-async def umount(path: Path, settings: Settings, *, lazy: bool = False) -> None:
-    await trio.to_thread.run_sync(partial(mounts.umount, path, settings.run_dir, lazy=lazy))
-
-
 async def status(settings: Settings) -> MountStatus:
     (found,) = (await trio.to_thread.run_sync(mounts.list_mounts, settings.run_dir)).mounts
     return found
@@ -73,30 +63,6 @@ async def report(settings: Settings) -> MountReport:
     found = (await status(settings)).report
     assert found is not None
     return found
-
-
-async def ended(pid: int) -> None:
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await trio.lowlevel.wait_readable(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def log_of(info: MountInfo) -> str:
-    return Path(info.log).read_text()
 
 
 @contextmanager
@@ -137,7 +103,7 @@ async def test_complete_layers_are_read_without_asking_anybody(
     assert (found.kernel["reads"], found.store["reads"], found.kernel["opens"]) == (0, 0, 0)
     monkeypatch.setenv("VENEER_RUN_DIR", str(settings.run_dir))
     assert "2 of 2 layers were complete when it was mounted" in invoke("status").stdout
-    await umount(workplace / "mnt", settings)
+    await umount(workplace / "mnt", settings.run_dir)
     await ended(info.pid)
     assert mounted_devices(settings) == 0
     assert not list(settings.cache_dir.glob("devices/*/frozen"))
@@ -153,7 +119,7 @@ async def test_nothing_takes_complete_layers_from_a_mount(
     told = invoke("cache", "clear", "--cache-dir", str(settings.cache_dir)).stdout
     assert "left 2 mounted layers alone" in told
     assert (workplace / "mnt/two").read_bytes() == TWO, "nobody had read it before"
-    await umount(workplace / "mnt", settings)
+    await umount(workplace / "mnt", settings.run_dir)
     assert clear(settings.cache_dir).removed == 2
 
 
@@ -176,7 +142,7 @@ async def test_of_a_mixture_only_the_incomplete_layer_is_served(
     with opened(workplace / "mnt/two") as file:
         assert os.pread(file, 5000, 2_000_000) == TWO[2_000_000:2_005_000]
     assert clear(settings.cache_dir).mounted == 1, "its file system is there still"
-    await trio.to_thread.run_sync(mounts.clean_stale, settings.run_dir)
+    await clean_stale(settings.run_dir)
     assert clear(settings.cache_dir).mounted == 0
 
 
@@ -190,7 +156,7 @@ async def test_a_mount_stays_right_when_its_process_is_killed(
     assert (workplace / "mnt/one").read_bytes() == ONE
     with opened(workplace / "mnt/two") as file:
         assert clear(settings.cache_dir).mounted == 2
-        await trio.to_thread.run_sync(mounts.clean_stale, settings.run_dir)
+        await clean_stale(settings.run_dir)
         assert not mounts_at(workplace / "mnt"), "the next command detaches it"
         assert clear(settings.cache_dir).mounted == 2, "it is in use still"
         assert os.pread(file, len(TWO), 0) == TWO
@@ -204,8 +170,8 @@ async def test_a_detached_mount_stays_right_for_its_users(
     info = await mount(image, workplace / "mnt", settings)
     with opened(workplace / "mnt/two") as file:
         with pytest.raises(MountError, match="in use"):
-            await umount(workplace / "mnt", settings)
-        await umount(workplace / "mnt", settings, lazy=True)
+            await umount(workplace / "mnt", settings.run_dir)
+        await umount(workplace / "mnt", settings.run_dir, lazy=True)
         assert (await status(settings)).record.kind == "detached"
         assert clear(settings.cache_dir).mounted == 2
         assert os.pread(file, len(TWO), 0) == TWO
@@ -247,7 +213,7 @@ async def test_when_ends_cannot_be_watched_everything_is_served(
     assert f"complete devices are served like all others cause='[Errno {errno.EMFILE}]" in log_of(info)
     assert (await report(settings)).direct == 0
     assert clear(settings.cache_dir).mounted == 0
-    await umount(workplace / "mnt", settings)
+    await umount(workplace / "mnt", settings.run_dir)
 
 
 async def test_what_has_been_read_completely_is_proven_for_the_next_mount(

@@ -8,10 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,15 +17,16 @@ import trio
 from tests.cli.invoking import invoke
 from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE
-from veneer.daemon import client, mounts
+from tests.daemon.mounting import clean_stale, ended, log_of, mount, opened, umount
+from veneer.daemon import mounts
 from veneer.daemon.ask import MOUNT_SOCKET, Request, ask
 from veneer.daemon.failure import error_from_json, error_to_json
 from veneer.daemon.mounts import MountStatus
-from veneer.daemon.request import MountInfo, MountRequest
+from veneer.daemon.request import MountRequest
 from veneer.errors import IntegrityError, MountError, NotFound, UsageError, VeneerError
 from veneer.events import Reporter, silent
 from veneer.mount.kernel import mount_table, mounts_at
-from veneer.mount.state import MountRecord, mount_records
+from veneer.mount.state import mount_records
 from veneer.settings import Settings
 from veneer.testing.actions import Hold
 from veneer.testing.registry import scripted_registry
@@ -42,34 +40,8 @@ def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     return replace(settings, backend=str(request.param))
 
 
-async def mount(image: str, mountpoint: Path, settings: Settings, **more: object) -> MountInfo:
-    request = MountRequest.create(image, mountpoint, settings, **more)  # type: ignore[arg-type]
-    # The registry of a test may be served by this very event loop.
-    return await trio.to_thread.run_sync(client.mount_image, request, abandon_on_cancel=True)
-
-
-async def umount(path: Path, run_dir: Path, *, lazy: bool = False, **more: float) -> MountRecord:
-    return await trio.to_thread.run_sync(partial(mounts.umount, path, run_dir, lazy=lazy, **more))
-
-
 async def list_mounts(run_dir: Path) -> list[MountStatus]:
     return (await trio.to_thread.run_sync(mounts.list_mounts, run_dir)).mounts
-
-
-async def clean_stale(run_dir: Path) -> list[MountRecord]:
-    return await trio.to_thread.run_sync(mounts.clean_stale, run_dir)
-
-
-async def ended(pid: int) -> None:
-    """Wait until a process is gone."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await trio.lowlevel.wait_readable(fd)
-    finally:
-        os.close(fd)
 
 
 def left(directory: Path) -> list[Path]:
@@ -92,21 +64,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "VENEER_RUN_DIR": str(settings.run_dir),
         "VENEER_BACKEND": settings.backend,
     }
-
-
-def log_of(info: MountInfo) -> str:
-    return Path(info.log).read_text()
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A file in use. Closing tells of a mount that has died, which is no news."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        with suppress(OSError):
-            os.close(fd)
 
 
 async def test_a_mount_lives_on_its_own_and_ends_on_request(

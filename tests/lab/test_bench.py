@@ -14,12 +14,12 @@ from veneer.lab.build import store_image
 from veneer.lab.distance import parse_network
 from veneer.lab.imageset import ImageSpec, Probe
 from veneer.lab.records import LimitEvent, NetworkEvent, RunEvent, SetupEvent, read_environment, read_events
-from veneer.lab.servers import find_program
+from veneer.lab.servers import find_program, free_port
 from veneer.lab.session import BenchPlan, find_systems, run_bench
 from veneer.lab.summary import summarize
 
 BUSYBOX = Path(find_program("busybox")).read_bytes()
-PORT = 20_199
+PORT = free_port()
 PROGRAM = ImageSpec(
     "program",
     "",

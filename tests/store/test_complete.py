@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,6 @@ from veneer.store.threads import Threads
 def one() -> Sample:
     # More than is hashed in one go.
     return sample([900 * KIB] * 10, codecs=(RAW,))
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SpanStore]:
-    async with open_store(store_settings(tmp_path)) as store:
-        yield store
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Complete devices that the kernel reads and nobody answers for: nothing of them is taken away."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,22 +16,6 @@ from veneer.store.presence import PRESENT
 from veneer.store.spanstore import AttachedDevice, SpanStore, open_store
 
 SIZE = 600 * KIB
-
-
-@pytest.fixture
-def one() -> Sample:
-    return sample([60 * KIB] * 10, codecs=(RAW,))
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SpanStore]:
-    async with open_store(store_settings(tmp_path)) as store:
-        yield store
-
-
-@pytest.fixture
-def directory(tmp_path: Path, one: Sample) -> Path:
-    return tmp_path / "cache" / "devices" / one.device.key.hex
 
 
 async def complete(store: SpanStore, one: Sample) -> AttachedDevice:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,28 +30,12 @@ def nothing() -> None:
 
 
 @pytest.fixture
-def one() -> Sample:
-    return sample([60 * KIB] * 10, codecs=(RAW,))
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SpanStore]:
-    async with open_store(store_settings(tmp_path)) as store:
-        yield store
-
-
-@pytest.fixture
 async def attached(store: SpanStore, one: Sample) -> AttachedDevice:
     """Pinned, and half there."""
     attached = store.attach(one.device, ScriptedSource(one.blob))
     await store.fill(attached, 0, 300 * KIB)
     store.pin(attached, nothing)
     return attached
-
-
-@pytest.fixture
-def directory(tmp_path: Path, one: Sample) -> Path:
-    return tmp_path / "cache" / "devices" / one.device.key.hex
 
 
 def fill_of(one: Sample, number: int) -> Fill:
