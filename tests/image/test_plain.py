@@ -25,6 +25,8 @@ from veneer.formats import checkpoints, records
 from veneer.image import Image, open_image
 from veneer.image.files import read_file
 from veneer.image.inspect import inspect_image
+from veneer.image.open import load_image, resolve_image
+from veneer.image.pinned import PinnedIndex
 from veneer.settings import Settings
 from veneer.source import parallel
 from veneer.store.spanstore import SpanStore, open_store
@@ -463,6 +465,27 @@ async def test_a_record_of_another_version_is_made_again(
     async with opened(f"{registry.host}/source:shared", settings) as (image, store):
         assert image.index_origin == "streamed"
         assert await content(image, store, b"big") == BIG
+
+
+async def test_who_has_it_mounted_is_served_by_the_index_that_it_was_mounted_with_or_not_at_all(
+    registry: ScriptedRegistry, layers: Layout, settings: Settings
+) -> None:
+    """The kernel has made up its mind where files are on the devices."""
+    name = f"{registry.host}/source:shared"
+    async with open_store(settings) as store, resolve_image(name, settings) as (resolved, stats):
+        pinned = PinnedIndex.of(await load_image(resolved, settings, stats, keeper=store))
+        pinned = PinnedIndex.from_json(json.loads(json.dumps(pinned.to_json())))
+        again = await load_image(resolved, settings, stats, keeper=store, pinned=pinned)
+        assert again.index_origin == "local"
+        kept = records.LayerRecords(settings.cache_dir / "layers")
+        one, other = (
+            kept.load(*pair) for pair in zip(resolved.manifest.layers, again.config.diff_ids, strict=True)
+        )
+        assert one is not None
+        assert other is not None
+        kept.save(replace(one, tree_section=other.tree_section))
+        with pytest.raises(IntegrityError, match="was mounted with index"):
+            await load_image(resolved, settings, stats, keeper=store, pinned=pinned)
 
 
 async def test_a_record_is_for_the_layer_as_the_manifest_and_the_config_state_it(
