@@ -17,6 +17,7 @@ from tests.processes import children
 from tests.waiting import eventually
 from veneer.daemon import mounts
 from veneer.daemon.ask import DAEMON_SOCKET, ask
+from veneer.daemon.lifecycle import stop_daemon
 from veneer.settings import Settings
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -34,7 +35,12 @@ def settings(settings: Settings) -> Settings:
 
 def short(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", SHORT_ONLY, "status", *words]
-    return subprocess.run(command, env=environment(settings), capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=plain(settings), capture_output=True, text=True, check=False)
+
+
+def plain(settings: Settings) -> dict[str, str]:
+    """An environment that says where, and nothing else."""
+    return {name: value for name, value in environment(settings).items() if name != "VENEER_BACKEND"}
 
 
 def without_passing(value: object) -> object:
@@ -106,6 +112,40 @@ def test_what_is_not_about_this_daemon_or_is_wrong_goes_the_long_way(
         assert answer(*words) == "elsewhere", words
     assert answer(VENEER_RUN_DIR="/elsewhere") == answer(VENEER_CACHE_QUOTA="much") == "elsewhere"
     umount(workplace / "one", settings)
+
+
+def test_that_nothing_is_mounted_is_told_without_a_daemon(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    nothing = "nothing is mounted\n"
+
+    def both() -> tuple[str, str]:
+        return short(settings).stdout, invoke("status", env=plain(settings)).stdout
+
+    assert both() == (nothing, nothing), "nothing ever was"
+    mount(image, workplace / "one", settings)
+    mount(image, workplace / "two", replace(settings, backend="fuse"))
+    umount(workplace / "one", settings)
+    umount(workplace / "two", settings)
+    assert stop_daemon(settings.run_dir)
+    assert (settings.run_dir / "mounts").exists()
+    assert both() == (nothing, nothing)
+    # There may be more to tell, to clean up or to complain about.
+    assert short(settings, "--json").returncode == 1
+    assert short(settings, "--nonsense").returncode == 1
+    for name in ("daemon.sock", "mounts/0123456789abcdef", f"mounts/.0123456789abcdef.{os.getpid()}"):
+        (settings.run_dir / name).mkdir()
+        assert short(settings).returncode == 1, name
+        (settings.run_dir / name).rmdir()
+    for directory in (settings.run_dir, settings.run_dir / "mounts"):
+        before = directory.stat().st_mode
+        directory.chmod(0o777)
+        assert short(settings).returncode == 1
+        directory.chmod(before)
+    wrong = {**plain(settings), "VENEER_CACHE_QUOTA": "much"}
+    done = subprocess.run([sys.executable, "-m", "veneer", "status"], env=wrong, check=False)
+    assert done.returncode == 2
+    assert both() == (nothing, nothing)
 
 
 def test_a_reader_that_has_seen_enough(workplace: Path, settings: Settings, image: str) -> None:

@@ -3,7 +3,7 @@
 A command line that parses its options and asks the daemon imports for 90 ms, where a bare interpreter starts
 in 11: more than the mount takes. So the words of ``veneer run`` go to the daemon as they are, and its answer
 says which bundle to run. The daemon sees this process end, and unmounts. Those of ``veneer status`` go the same
-way, and its answer is what to print.
+way, and its answer is what to print; where a run directory is as good as empty, nobody need be asked.
 
 Whatever is not as simple (no daemon, an option that says how to report, a relative path) takes the long way,
 which also says what is wrong with a command line.
@@ -41,6 +41,10 @@ _STATUS_TIMEOUT_S = 5.0
 _GONE = {"type": "error", "code": 40, "message": "the daemon has gone, and with it what there was to report"}
 #: What settings are made of, and where programs are found.
 _PREFIXES, _NAMES = ("VENEER_", "XDG_"), ("HOME", "PATH", "REGISTRY_AUTH_FILE")
+#: Settings that cannot be wrong.
+_DIRECTORIES = ("VENEER_RUN_DIR", "VENEER_CACHE_DIR")
+#: What is left in a run directory, and in that of its mounts, when there is neither a daemon nor a mount.
+_QUIET, _LOCKS = {"daemon.lock", "daemon.log", "caches.json", "mounts"}, {".lock", ".claim"}
 
 
 def main() -> "NoReturn":
@@ -88,11 +92,37 @@ def _run(words: list[str]) -> int | None:
 
 def _status(words: list[str]) -> int | None:
     """Write what the daemon has to show; None when it has not all of it."""
+    if not words and _has_nothing():
+        return _print("nothing is mounted\n")
     answer = _ask(_request("show", words), _STATUS_TIMEOUT_S)
-    if answer is None or answer["type"] != "shown":
-        return None
+    return None if answer is None or answer["type"] != "shown" else _print(answer["text"])
+
+
+def _has_nothing() -> bool:
+    """Whether the run directory has no mount and no daemon, nor anything that one has left behind.
+
+    Settings that may be wrong are the command's to read, though nothing follows from them.
+    """
+    if any(name.startswith("VENEER_") and name not in _DIRECTORIES for name in os.environ):
+        return False
+    run_dir = _run_dir()
+    return _names(run_dir) <= _QUIET and _names(f"{run_dir}/mounts") <= _LOCKS
+
+
+def _names(directory: str) -> set[str]:
+    """What is in a directory of ours; a name that nobody knows where others may write, or it cannot be read."""
     try:
-        sys.stdout.write(answer["text"])
+        status = os.stat(directory)
+        return {""} if status.st_uid or status.st_mode & 0o022 else set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+    except OSError:
+        return {""}
+
+
+def _print(text: str) -> int:
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         return _UNREAD
@@ -116,7 +146,7 @@ def _ask(request: bytes, timeout_s: float | None = None) -> "dict[str, Any] | No
     connection = socket(AF_UNIX, SOCK_STREAM)
     connection.settimeout(timeout_s)
     try:
-        connection.connect(os.path.join(os.environ.get("VENEER_RUN_DIR") or "/run/veneer", _SOCKET))
+        connection.connect(os.path.join(_run_dir(), _SOCKET))
         connection.sendall(request)
         data = bytearray()
         while True:
@@ -135,6 +165,10 @@ def _ask(request: bytes, timeout_s: float | None = None) -> "dict[str, Any] | No
         return None
     finally:
         connection.close()
+
+
+def _run_dir() -> str:
+    return os.environ.get("VENEER_RUN_DIR") or "/run/veneer"
 
 
 def _show(event: "dict[str, Any]") -> None:
