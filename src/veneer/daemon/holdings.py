@@ -107,8 +107,15 @@ class Holdings:
                 timing.add("resolve", began, time.monotonic())
                 return known, _one_more(known, TransportStats())
         taken: tuple[Holding, Mapping[str, int]]
-        what = text, settings, report, pack, timing, opened, index
-        taken = await self._nursery.start(self._keep_image, *what)
+        counted: list[Holding] = []
+        what = text, settings, report, pack, timing, opened, index, counted
+        try:
+            taken = await self._nursery.start(self._keep_image, *what)
+        except BaseException:
+            # It may have been counted for this user just as he left.
+            for holding in counted:
+                self.give_back(holding)
+            raise
         return taken
 
     async def _keep_connections(self) -> None:
@@ -142,6 +149,7 @@ class Holdings:
         timing: Timing,
         opened: Callable[[Image], None],
         index: PinnedIndex | None,
+        counted: list[Holding],
         *,
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> None:
@@ -149,7 +157,7 @@ class Holdings:
             kept = await self._store(settings, report)
         holding = None
         try:
-            what = text, settings, report, pack, timing, opened, index
+            what = text, settings, report, pack, timing, opened, index, counted
             holding = await self._keep_in(kept.store, *what, task_status)
         finally:
             kept.users -= 1
@@ -166,14 +174,16 @@ class Holdings:
         timing: Timing,
         opened: Callable[[Image], None],
         index: PinnedIndex | None,
+        counted: list[Holding],
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> Holding | None:
-        """Open an image and keep it open; None when it was open already."""
+        """Open an image and keep it open; None when it was open already. ``counted`` gets it with its new user."""
         async with resolve_image(text, settings, timing, self._connections) as (resolved, stats):
             workload = pack if isinstance(pack, str) else None
             asked = Asked(resolved.name, settings, workload, store)
             self._open.note_name(text, asked, resolved)
             if (holding := await self._open.unchanged(asked)) is not None:
+                counted.append(holding)
                 task_status.started((holding, _one_more(holding, stats)))
                 return None
             telling = _Telling(report)
@@ -183,20 +193,25 @@ class Holdings:
             key = image.identity, image.name, pack_digest, store
             holding = self._images.get(key)
             if holding is not None and holding.users:
+                counted.append(holding)
                 task_status.started((holding, _one_more(holding, stats)))
                 if not telling.told:
                     await self._open.remember(asked, holding)
                 return None
             with timing.phase("attach"):
                 holding = self._images[key] = self._attach(image, store, settings.cache_dir)
-            task_status.started((holding, {}))
-            if not telling.told:
-                await self._open.remember(asked, holding)
-            await holding.unused.wait()
-            if self._images[key] is holding:
-                del self._images[key]
-            self._detach(holding)
-            self._open.forget(holding)
+            counted.append(holding)
+            try:
+                task_status.started((holding, {}))
+                if not telling.told:
+                    await self._open.remember(asked, holding)
+                await holding.unused.wait()
+            finally:
+                # Also when whoever asked for it has left just now, and it is nobody's.
+                if self._images[key] is holding:
+                    del self._images[key]
+                self._detach(holding)
+                self._open.forget(holding)
             return holding
 
     def _attach(self, image: Image, store: SpanStore, cache_dir: Path) -> Holding:
