@@ -264,6 +264,36 @@ def test_a_signal_while_the_runtime_is_spawned_reaches_it(
     assert run.run("name", "/bundle").exit_code == 128 + signal.SIGTERM
 
 
+def test_a_signal_reaches_a_command_whose_output_cannot_be_written_any_more(tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text(COUNTING.format(python=sys.executable).replace("os.write(1", "os.write(2"))
+    runtime.chmod(0o755)
+    said = runtime.read_text().replace("taken =", "os.write(1, b'lost')\ntaken =", 1)
+    runtime.write_text(said)
+    program = (
+        "from veneer.container.run import ContainerRun; "
+        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output=True); "
+        "run.run('name', '/bundle')"
+    )
+    with (
+        open("/dev/full", "wb") as full,
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, bufsize=0
+        ) as process,
+    ):
+        assert process.stderr is not None
+        try:
+            for _ in range(5000):
+                assert select.select([process.stderr], [], [], 20)[0], "a signal was lost"
+                assert process.stderr.read(1) == b"."
+                process.send_signal(signal.SIGUSR1)
+            assert process.stderr.read(1) == b"."
+            process.send_signal(signal.SIGTERM)
+            assert b"No space left on device" in process.stderr.read()
+        finally:
+            process.kill()
+
+
 def test_signals_are_ours_again_when_the_container_has_ended() -> None:
     before = [signal.getsignal(number) for number in FORWARDED]
     run = ContainerRun("/bin/true", interactive=False, terminal=False, watch_output=False)

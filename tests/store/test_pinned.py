@@ -20,7 +20,7 @@ from veneer.store import presence
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import DeviceFile, Evicted, Fill
 from veneer.store.maintenance import check, clear, collect, list_devices
-from veneer.store.pin import is_pinned_for_good
+from veneer.store.pin import is_answered_for, is_pinned_for_good
 from veneer.store.presence import PRESENT, Form, Layout
 from veneer.store.spanstore import AttachedDevice, SpanStore, open_store
 
@@ -187,6 +187,27 @@ async def test_while_a_process_has_the_device_open_a_pin_is_not_stale(
         assert attached.file is not None
         assert attached.file.write([fill_of(one, 9)]) == 0
     assert not is_pinned_for_good(directory)
+
+
+async def test_who_only_asks_about_a_pin_is_not_taken_for_its_owner(
+    tmp_path: Path, one: Sample, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_store(store_settings(tmp_path)) as store:
+        store.pin(store.attach(one.device, ScriptedSource(one.blob)), nothing)
+        assert is_answered_for(directory)
+
+    flock = fcntl.flock
+    asked: list[int] = []
+
+    def flock_and_ask(fd: int, kind: int) -> None:
+        flock(fd, kind)
+        if not asked:
+            asked.append(fd)
+            assert not is_answered_for(directory), "by another process that just asks"
+
+    monkeypatch.setattr(fcntl, "flock", flock_and_ask)
+    assert not is_answered_for(directory)
+    assert asked
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from _socket import AF_UNIX, SOCK_STREAM, socket
 from time import monotonic
 
 from veneer.container.run import ContainerRun
+from veneer.waiting import wait_readable
 
 # typing takes longer to import than all of this; type checkers know the name.
 TYPE_CHECKING = False
@@ -144,15 +145,14 @@ def _write(path: str, text: str) -> int:
 def _ask(request: bytes, timeout_s: float | None = None) -> "dict[str, Any] | None":
     """The daemon's answer; None when there is no daemon, or it has just gone. Notices before it are shown."""
     connection = socket(AF_UNIX, SOCK_STREAM)
-    connection.settimeout(timeout_s)
     try:
         connection.connect(os.path.join(_run_dir(), _SOCKET))
         connection.sendall(request)
         data = bytearray()
         while True:
             while (end := data.find(b"\n")) < 0:
-                chunk = connection.recv(_CHUNK)
-                if not chunk:
+                # A daemon that has gone says nothing more, either.
+                if not wait_readable(connection.fileno(), timeout_s) or not (chunk := connection.recv(_CHUNK)):
                     return None
                 data += chunk
             answer: dict[str, Any]

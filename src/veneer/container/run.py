@@ -95,7 +95,7 @@ class ContainerRun:
             try:
                 first_output = self._wait(output, woken)
             finally:
-                # Output that cannot be copied does not end it. Not reaped while signals may still go to it.
+                # Not reaped while signals may still go to it.
                 os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
             ended = time.monotonic()
         finally:
@@ -142,6 +142,7 @@ class ContainerRun:
         the interpreter gets to the handler; a plain wait would keep the signal until the next one.
         """
         first: float | None = None
+        failure: OSError | None = None
         end = os.pidfd_open(self._pid)
         poller = select.poll()
         for fd in (end, woken) if output is None else (end, woken, output):
@@ -159,8 +160,13 @@ class ContainerRun:
                     chunk = os.read(output, _CHUNK)
                     if chunk and first is None:
                         first = time.monotonic()
+                    try:
+                        taken = bool(chunk) and _write(chunk)
+                    except OSError as error:
+                        # The command goes on, and signals are still for it.
+                        taken, failure = False, error
                     # Closing our end tells the command that nobody reads its output any more.
-                    if not chunk or not _write(chunk):
+                    if not taken:
                         poller.unregister(output)
                         os.close(output)
                         output = None
@@ -168,6 +174,8 @@ class ContainerRun:
             os.close(end)
             if output is not None:
                 os.close(output)
+        if failure is not None:
+            raise failure
         return first
 
     def _take_signals(self, wake: int) -> "tuple[int, dict[int, object]] | None":

@@ -14,6 +14,7 @@ from pathlib import Path
 from veneer.daemon.failure import error_from_json
 from veneer.errors import MountError
 from veneer.events import Reporter, event_from_json, silent
+from veneer.waiting import wait_readable
 
 __all__ = ["DAEMON_SOCKET", "MOUNT_SOCKET", "Refused", "Request", "Unanswered", "ask", "short_path"]
 
@@ -69,9 +70,8 @@ class Request:
 
         Events that come before it are reported.
         """
-        self._socket.settimeout(timeout_s)
         try:
-            while (line := self._line()) is not None:
+            while (line := self._line(timeout_s)) is not None:
                 answer: dict[str, object] = json.loads(line)
                 if (event := event_from_json(answer)) is None:
                     break
@@ -88,9 +88,11 @@ class Request:
             raise error_from_json(answer)
         return answer
 
-    def _line(self) -> bytes | None:
+    def _line(self, timeout_s: float | None) -> bytes | None:
         data = self._data
         while (end := data.find(b"\n")) < 0:
+            if not wait_readable(self._socket.fileno(), timeout_s):
+                raise TimeoutError
             chunk = self._socket.recv(_CHUNK)
             data += chunk
             if not chunk or len(data) > MAX_ANSWER:

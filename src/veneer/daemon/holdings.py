@@ -177,7 +177,7 @@ class Holdings:
         counted: list[Holding],
         task_status: trio.TaskStatus[tuple[Holding, Mapping[str, int]]],
     ) -> Holding | None:
-        """Open an image and keep it open; None when it was open already. ``counted`` gets it with its new user."""
+        """Open an image and keep it open; None when it was. ``counted`` gets it with its new user."""
         async with resolve_image(text, settings, timing, self._connections) as (resolved, stats):
             workload = pack if isinstance(pack, str) else None
             asked = Asked(resolved.name, settings, workload, store)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from veneer.daemon.ask import DAEMON_SOCKET, Refused, Request, Unanswered, ask
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
 from veneer.mount.state import mount_records
+from veneer.waiting import wait_readable
 
 __all__ = [
     "IDLE_EXIT_S",
@@ -89,6 +89,7 @@ def start_daemon(run_dir: Path, *, idle_exit_s: float | None = None) -> bool:
     ) as process:
         if process.stdout is None or process.stderr is None:
             raise AssertionError("two pipes were asked for")
+        wait_readable(process.stdout.fileno())
         line = process.stdout.readline()
         if not line:
             said = process.stderr.read().decode(errors="replace").strip()
@@ -196,4 +197,4 @@ def _named_supervisor(run_dir: Path) -> int | None:
 
 
 def _has_ended(process: int, wait_s: float) -> bool:
-    return bool(select.select([process], [], [], wait_s)[0])
+    return wait_readable(process, wait_s)

@@ -6,7 +6,6 @@ each, after which whoever comes next cleans up.
 
 import fcntl
 import os
-import select
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from veneer.daemon.report import MountReport
 from veneer.errors import MountError
 from veneer.mount import kernel
 from veneer.mount.state import MountRecord, detach, directory_of, mount_records, release, sweep
+from veneer.waiting import wait_readable
 
 __all__ = ["Listing", "MountStatus", "clean_stale", "list_mounts", "status_json", "stop", "umount"]
 
@@ -128,10 +128,9 @@ def stop(
         else:
             directory = directory_of(run_dir, record.id)
             answer = ask(directory, MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
-            if pidfd is not None and not lazy:
-                ended, _, _ = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
-                if not ended:
-                    raise TimeoutError
+            left_s = max(0.0, deadline - time.monotonic())
+            if pidfd is not None and not lazy and not wait_readable(pidfd, left_s):
+                raise TimeoutError
     except TimeoutError as error:
         hint = "see its log" if record.daemon else f"kill -9 {record.process.pid} and try again, or use --lazy"
         raise MountError(f"{record.mountpoint} was not unmounted within {timeout_s:g} s", hint=hint) from error

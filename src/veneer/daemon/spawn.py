@@ -11,6 +11,7 @@ from veneer.daemon.failure import error_from_json
 from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import MountError
 from veneer.events import Reporter, event_from_json, silent
+from veneer.waiting import wait_readable
 
 __all__ = ["start_mount"]
 
@@ -57,7 +58,7 @@ def start_mount(request: MountRequest, *, report: Reporter = silent) -> MountInf
 
 def _answer(pipe: IO[bytes], report: Reporter) -> dict[str, object] | None:
     """The first message that is no event; None when the pipe ends without one."""
-    for line in pipe:
+    while wait_readable(pipe.fileno()) and (line := pipe.readline()):
         message: dict[str, object] = json.loads(line)
         if (event := event_from_json(message)) is None:
             return message

@@ -186,7 +186,8 @@ class Trees:
     async def _expire(self, tree: Tree, scope: trio.CancelScope) -> None:
         with scope:
             await trio.sleep(KEEP_S)
-            self._let_go(tree)
+            if not scope.cancel_called:  # it may have been taken in that very moment
+                self._let_go(tree)
 
 
 def _pack_of(tree: Tree) -> dict[str, int] | None:

@@ -6,7 +6,6 @@ server is asked to end, and made to.
 """
 
 import os
-import select
 import signal
 import subprocess
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from veneer.errors import UsageError
 from veneer.lab.imageset import Probe
 from veneer.lab.probes import is_free, is_ready
+from veneer.waiting import wait_readable
 
 __all__ = ["Start", "start"]
 
@@ -109,7 +109,7 @@ def _program(process: "subprocess.Popen[bytes]", probe: Probe, began: float, dea
         descriptor = pipe.fileno()
         while True:
             left = began + deadline_s - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            if left <= 0 or not wait_readable(descriptor, left):
                 return Start("timeout", began, None, first, None, f"no end within {deadline_s:g} s")
             piece = os.read(descriptor, _PIECE)
             if not piece:
@@ -133,7 +133,7 @@ def _program(process: "subprocess.Popen[bytes]", probe: Probe, began: float, dea
 def _ended(process: "subprocess.Popen[bytes]", wait_s: float) -> bool:
     descriptor = os.pidfd_open(process.pid)
     try:
-        return bool(select.select([descriptor], [], [], max(0.0, wait_s))[0])
+        return wait_readable(descriptor, max(0.0, wait_s))
     finally:
         os.close(descriptor)
 

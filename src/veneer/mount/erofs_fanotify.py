@@ -35,8 +35,9 @@ from veneer.store.spanstore import AttachedDevice
 
 __all__ = ["mount_guarded", "tail_file", "try_fanotify"]
 
-#: For the trial, which takes milliseconds: a kernel that has not asked after this long does not.
-_TRIAL_S = 5.0
+#: For the trial, which takes milliseconds. A kernel that does not ask ends it at once, so that only what hangs
+#: takes this long; a machine that is busy must not be taken for one that cannot.
+_TRIAL_S = 30.0
 
 _GROUP_HINTS = {
     errno.EINVAL: "it takes Linux 6.14",
