@@ -1,14 +1,17 @@
 """One short bench from end to end, with a real registry, containerd and runc: what it leaves can be trusted."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from veneer.errors import UsageError
+from veneer.errors import Unavailable, UsageError
 from veneer.lab import session
 from veneer.lab.build import store_image
 from veneer.lab.distance import parse_network
@@ -175,6 +178,19 @@ def test_the_summary_counts_failures_and_pairs(results: Path) -> None:
         (image, name, image == "program") for image in ("program", "server") for name in warm
     ]
     assert rows["server", "broken"].failures == 2
+
+
+def test_what_a_failed_start_has_mounted_goes_with_the_bench(tmp_path: Path) -> None:
+    def bench() -> None:
+        wanted = cast("BenchPlan", SimpleNamespace(work_dir=tmp_path / "work", systems=()))
+        with session._workplace(wanted, ()) as place:
+            (place.directory / "rootfs").mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.directory / "rootfs"], check=True)
+            raise Unavailable("it failed")
+
+    with pytest.raises(Unavailable, match="it failed"):
+        bench()
+    assert not (tmp_path / "work").exists()
 
 
 def test_results_are_not_written_over(results: Path) -> None:

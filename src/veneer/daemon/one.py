@@ -160,6 +160,14 @@ class Service:
         if lazy:
             await trio.to_thread.run_sync(self.place.retire)
 
+    async def ended(self, within_s: float) -> bool:
+        """Wait for the end of what has been unmounted: whether nobody had it any more within this time."""
+        if self.session is None:
+            raise MountError("the mount is not ready yet")
+        with trio.move_on_after(within_s):
+            await self.session.ended.wait()
+        return self.session.ended.is_set()
+
     async def follow_owner(self, owner: Process) -> None:
         """End the mount when whoever runs the container has ended, and the container if it is left."""
         if (process := owner.opened()) is not None:

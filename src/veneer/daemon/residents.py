@@ -104,6 +104,11 @@ class Residents:
         """Wait until a mount comes or goes."""
         await self._changed.wait()
 
+    async def cleaned_up(self, place: Place) -> None:
+        """Wait until a mount that has ended has left nothing."""
+        while place in self._places:
+            await self.changed()
+
     async def settle(self) -> None:
         """Wait, but not for long, until the mounts of containers whose owners have ended are gone."""
         over = {place for place in self._places if place.is_over}

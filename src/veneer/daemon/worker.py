@@ -63,8 +63,8 @@ SWITCH_S = 0.0005
 
 #: The words and the environment of a ``veneer run`` to what it asks for; None for what only the command can do.
 ReadRun = Callable[[Sequence[str], Mapping[str, str]], ShortRun | None]
-#: How long the end of what has been unmounted may take before it is called detached.
-LINGER_S = 2.0
+#: How long what has been unmounted may take to end, before it is called detached; and cleaning up after it.
+LINGER_S, CLEAN_S = 2.0, 20.0
 
 
 class Worker:
@@ -226,13 +226,13 @@ class Worker:
         residents, service = self._mounted(request)
         log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
         report = service.report()
-        directory = service.place.directory
         await service.unmount(lazy=lazy)
         if not lazy:
-            with trio.move_on_after(LINGER_S) as scope:
-                while service in residents.services.values() or directory.exists():
-                    await residents.changed()
-            if scope.cancelled_caught:
+            # Cleaning up may be slow, on a busy disk, but nobody else has a part in it.
+            if await service.ended(LINGER_S):
+                with trio.move_on_after(CLEAN_S):
+                    await residents.cleaned_up(service.place)
+            else:
                 # A mount namespace made meanwhile has a copy, of a container for example.
                 log.info("in use elsewhere, serving it on id=%s", service.place.record.id)
                 await service.unmount(lazy=True)

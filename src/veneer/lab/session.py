@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from veneer.lab.systems import Containerd, Given, Local, ParallelPull, System
 from veneer.lab.variants import Variants
 from veneer.lab.veneered import VENEERED, Veneered
 from veneer.lab.workplace import Subject, Workplace, veneer_program
+from veneer.mount.kernel import mount_table
 
 __all__ = ["SYSTEMS", "BenchPlan", "find_systems", "run_bench"]
 
@@ -202,6 +204,7 @@ def _workplace(plan: BenchPlan, built: Sequence[BuiltImage]) -> Iterator[Workpla
     environment = os.environ | own | {"PYTHONDONTWRITEBYTECODE": ""}
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
+        stack.callback(_unmount_below, directory)
         memory = stack.enter_context(_memory(directory / "registry", _COPIES * sum(i.stored for i in built)))
         registry = stack.enter_context(docker_registry(memory))
         socket = None
@@ -212,6 +215,13 @@ def _workplace(plan: BenchPlan, built: Sequence[BuiltImage]) -> Iterator[Workpla
             place.run([veneer_program(), "daemon", "start"])
             stack.callback(place.run, [veneer_program(), "daemon", "stop", "--force"])
         yield place
+
+
+def _unmount_below(directory: Path) -> None:
+    """Undo what a start that failed in the middle has left mounted."""
+    below = [entry.mountpoint for entry in mount_table() if directory in entry.mountpoint.parents]
+    for mountpoint in reversed(below):
+        subprocess.run(["umount", "--lazy", mountpoint], check=True)
 
 
 @contextmanager

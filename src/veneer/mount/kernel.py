@@ -169,6 +169,8 @@ def _fusermount(target: Path, *, lazy: bool) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except FileNotFoundError as error:
         raise MountError("fusermount3 is not installed", hint="install the package fuse3") from error
+    except subprocess.TimeoutExpired as error:
+        raise MountError(f"{target} was not unmounted within {TIMEOUT_S:g} s", hint="try again") from error
     if done.returncode != 0:
         text = done.stderr.strip()
         number = errno.EBUSY if "busy" in text.lower() else errno.EINVAL
