@@ -33,7 +33,7 @@ def imported_by(*argv: str, env: Mapping[str, str] | None = None) -> set[str]:
     environment = os.environ | (env or {})
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if "|" in line}
-    assert "veneer.cli.command" in modules
+    assert "veneer.cli.quick" in modules
     return modules
 
 
@@ -42,8 +42,11 @@ def test_help_imports_next_to_nothing(argv: list[str]) -> None:
     assert not imported_by(*argv) & HEAVY
 
 
-def test_status_imports_nothing_heavy(tmp_path: Path) -> None:
-    assert not imported_by("status", env={"VENEER_RUN_DIR": str(tmp_path)}) & HEAVY
+@pytest.mark.parametrize(("words", "short"), [([], True), (["--json"], False)])
+def test_status_imports_nothing_heavy(tmp_path: Path, words: list[str], short: bool) -> None:
+    modules = imported_by("status", *words, env={"VENEER_RUN_DIR": str(tmp_path)})
+    assert ("veneer.cli.command" in modules) is not short
+    assert not modules & HEAVY
 
 
 def test_help_lists_every_command_in_order() -> None:
