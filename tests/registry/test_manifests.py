@@ -336,6 +336,24 @@ class TestReferrers:
         assert not other.hits
         assert notes(await repository.referrers(EXPECTED.digest)) == ["a", "b"]
 
+    async def test_what_another_writer_has_overwritten_is_written_again(
+        self, registry: ScriptedRegistry, repository: RegistryRepository
+    ) -> None:
+        """Where If-Match means nothing."""
+        where = f"/manifests/sha256-{EXPECTED.digest.hex}"
+        registry.faults.add(Status(404), path="/referrers/", count=None)
+        registry.faults.add(DropHeader("OCI-Subject"), method="PUT", count=None)
+        without = build_index([await attach(repository, "a")])
+        del registry.requests[:]
+        registry.faults.add(
+            Status(200, (("Content-Type", OCI_INDEX),), without),
+            method="GET",
+            path=where,
+            when=lambda _: len(registry.asked("PUT", where)) == 1,
+        )
+        await attach(repository, "b")
+        assert len(registry.asked("PUT", where)) == 2
+
     async def test_a_list_that_is_none_is_an_error_and_not_overwritten(
         self, registry: ScriptedRegistry, repository: RegistryRepository
     ) -> None:
