@@ -10,7 +10,7 @@ from benchmarks.figures import Bench, timed
 from benchmarks.images import COUNTS, SAMPLE, Images, apart, write_huge
 from veneer.image import open_image
 from veneer.index.merge import merge
-from veneer.index.wire import unpack_index
+from veneer.index.wire import PackedIndex
 from veneer.settings import Settings
 
 __all__ = ["conversion", "index"]
@@ -52,7 +52,7 @@ def index(bench: Bench, images: Images) -> None:
     subjects += [(f"{count:,} files", images.files(count)) for count in COUNTS]
     for name, reference in subjects:
         data = trio.run(load, reference)
-        layers, _ = unpack_index(data)
+        layers = PackedIndex.parse(data).layers()
         rows = sum(len(layer.tree) for layer in layers)
         spans = sum(len(layer.device.spans) for layer in layers)
         # The digests of spans cannot be compressed and are the larger part of a span's share.
@@ -64,4 +64,5 @@ def index(bench: Bench, images: Images) -> None:
 
 def _decode_and_merge(data: bytes) -> None:
     """What opening an image does with its index."""
-    merge(*unpack_index(data))
+    packed = PackedIndex.parse(data)
+    merge(packed.layers(), packed.policy)

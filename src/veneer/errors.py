@@ -10,12 +10,9 @@ Every failure that veneer foresees is one of these classes; anything else that e
     │   ├─ RateLimited         13    temporary, carries retry_after_s
     │   └─ Unavailable         14    temporary: refused, reset, stalled, timed out, 5xx
     ├─ IntegrityError          20    bytes are not what they were promised to be
-    │   └─ PolicyRejected      21
     ├─ UnsupportedFormat       22    well-formed, but nothing here can read it
-    ├─ DecryptionError         23
     ├─ CacheError              30    the local cache cannot be used (a full disk: only where it is needed)
-    ├─ MountError              40
-    └─ SnapshotError           50
+    └─ MountError              40
 
 A message says what failed, on what and why, in lower case and without a full stop; ``hint`` says what to
 do. Neither ever holds a secret: whoever builds a message from a URL or header redacts it first.
@@ -25,14 +22,11 @@ import errno
 
 __all__ = [
     "CacheError",
-    "DecryptionError",
     "IntegrityError",
     "MountError",
     "NotFound",
-    "PolicyRejected",
     "RateLimited",
     "RegistryError",
-    "SnapshotError",
     "Unauthorized",
     "Unavailable",
     "UnsupportedFormat",
@@ -149,13 +143,6 @@ class IntegrityError(VeneerError):
     exit_code = 20
 
 
-class PolicyRejected(IntegrityError):
-    """The trust policy does not accept this image."""
-
-    exit_code = 21
-    errno = errno.EACCES
-
-
 class UnsupportedFormat(VeneerError):
     """The input is well-formed, but of a kind or version that this veneer cannot read."""
 
@@ -167,12 +154,6 @@ class UnsupportedFormat(VeneerError):
         older = "convert the image again with this version of veneer"
         hint = older if found < known else "a newer veneer may read it"
         return cls(f"{what}: version {found} of the format", hint=hint)
-
-
-class DecryptionError(VeneerError):
-    """No key fits, or an authentication tag is wrong."""
-
-    exit_code = 23
 
 
 class CacheError(VeneerError):
@@ -195,9 +176,3 @@ class MountError(VeneerError):
     """Mounting or unmounting failed, or this machine cannot do it."""
 
     exit_code = 40
-
-
-class SnapshotError(VeneerError):
-    """A snapshot does not exist, exists already, or is in the wrong state."""
-
-    exit_code = 50

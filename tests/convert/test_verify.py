@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.convert.layouts import Layout
+from tests.index.trees import unpack_index
 from veneer.convert.convert import convert
 from veneer.image import open_image
 from veneer.index.model import LayerIndex, LayerTree, MetadataPolicy
-from veneer.index.wire import pack_index, unpack_index
+from veneer.index.wire import pack_index
 from veneer.settings import Settings
 from veneer.testing.images import Layer, write_image
 from veneer.verify import VerifyReport, verify_image

@@ -40,6 +40,7 @@ from veneer.settings import Settings
 from veneer.testing.actions import Hold
 from veneer.testing.registry import ScriptedRegistry, scripted_registry
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 from veneer.verify import verify_image
 
 pytestmark = [pytest.mark.root]
@@ -57,7 +58,7 @@ def profile_of(image: Image, *ranges: tuple[bytes, int, int], workload: str = "d
     """Ranges of files."""
     uses = []
     for path, start, length in ranges:
-        node = image.index.lookup(path)
+        node = node_at(image.index, path)
         assert node is not None
         (extent,) = image.index.extents(node, start, length)
         uses.append(Use(image.devices[extent.device].diff_id, extent.offset, extent.length, 0.0, 0.0))

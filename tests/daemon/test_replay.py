@@ -17,6 +17,7 @@ from veneer.lab.replay import Step, file_pieces, replay_image, steps_of
 from veneer.oci.digest import Digest
 from veneer.prefetch.profile import Profile, Use
 from veneer.settings import Settings
+from veneer.testing.trees import node_at
 
 pytestmark = [pytest.mark.root]
 
@@ -120,7 +121,7 @@ async def test_pieces_of_files_are_where_the_device_has_them(settings: Settings,
     async with open_image(image, settings) as opened:
         index = await opened.load()
         pieces = file_pieces(index)
-        node = index.lookup(b"large")
+        node = node_at(index, b"large")
         assert node is not None
         (extent,) = index.extents(node)
         layer = opened.devices[0].diff_id

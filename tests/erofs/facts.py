@@ -4,9 +4,9 @@ import stat
 from collections.abc import Sequence
 
 from tests.erofs.mounts import tail_bytes
-from veneer.erofs.reader import ErofsInode, read_erofs
 from veneer.erofs.writer import ErofsImage
 from veneer.index.model import Extent
+from veneer.testing.erofs_reader import ErofsInode, read_erofs
 from veneer.testing.trees import Fact, content_digest
 
 

@@ -11,9 +11,9 @@ from tests.erofs.facts import facts_in
 from tests.erofs.images import index_of
 from veneer.erofs import directories
 from veneer.erofs.ondisk import HEAD_SIZE, seal, unsealed
-from veneer.erofs.reader import ErofsTree, read_erofs
 from veneer.erofs.writer import write_erofs
 from veneer.errors import IntegrityError
+from veneer.testing.erofs_reader import ErofsTree, read_erofs
 from veneer.testing.images import Layer, random_layers
 from veneer.testing.tars import TarItem, tar
 from veneer.testing.trees import difference, facts_of

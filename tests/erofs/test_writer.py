@@ -14,12 +14,13 @@ from tests.erofs.images import device_of, index_of
 from tests.erofs.mounts import mounted_image, tail_bytes
 from veneer.erofs.chunks import MAX_CHUNKS, MAX_IMAGE_CHUNKS, ChunkMapper
 from veneer.erofs.ondisk import BLOCK, ENTRY, NO_BLOCK, DeviceSlot
-from veneer.erofs.reader import read_erofs
 from veneer.erofs.writer import write_erofs
 from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index.merge import merge
 from veneer.index.model import Extent
+from veneer.testing.erofs_reader import read_erofs
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 
 GOLDEN = [
     tar(
@@ -94,7 +95,7 @@ def test_attributes_that_do_not_fit_are_refused(xattrs: tuple[tuple[bytes, bytes
 
 def test_a_directory_in_two_places_is_refused() -> None:
     index = index_of([tar([TarItem(b"a/b/c", "dir"), TarItem(b"d", "dir")])])
-    a, d = index.lookup(b"a"), index.lookup(b"d")
+    a, d = node_at(index, b"a"), node_at(index, b"d")
     assert a is not None
     assert d is not None
     index.children[d] = index.children[a]
@@ -124,7 +125,7 @@ def test_data_outside_their_device_are_refused() -> None:
 )
 def test_placements_that_make_no_sense_are_refused(extents: list[Extent]) -> None:
     index = index_of([tar([TarItem(b"f", content=bytes(3000))])])
-    node = index.lookup(b"f")
+    node = node_at(index, b"f")
     assert node is not None
     with pytest.raises(IntegrityError):
         write_erofs(index, placements={node: extents})
@@ -205,4 +206,4 @@ def read_chunks(chunk_format: int, entries: bytes, size: int, devices: Sequence[
 def test_copies_of_the_tail_are_what_the_files_lack() -> None:
     image = write_erofs(index_of(GOLDEN))
     assert [data for _, data in tail_bytes(image, GOLDEN)] == [b"one", b"two"]
-    assert image.unaligned == [index_of(GOLDEN).lookup(b"etc/odd")]
+    assert {copy.node for copy in image.copies} == {node_at(index_of(GOLDEN), b"etc/odd")}

@@ -22,6 +22,7 @@ from veneer.testing.actions import FlipBit, Hold
 from veneer.testing.images import write_image
 from veneer.testing.registry import ScriptedRegistry
 from veneer.testing.tars import TarItem
+from veneer.testing.trees import node_at
 
 pytestmark = pytest.mark.network
 
@@ -88,7 +89,7 @@ async def test_with_the_registry_gone_a_known_digest_still_opens(
     async with open_image(f"{registry.host}/app:v1", settings) as image:
         pinned = f"{registry.host}/app@{image.manifest.digest}"
     async with registry.down(), open_image(pinned, settings) as image:
-        assert image.index.lookup(b"big") is not None
+        assert node_at(image.index, b"big") is not None
 
 
 async def test_damaged_local_copies_are_dropped_and_fetched_again(
@@ -131,7 +132,7 @@ async def test_a_cache_that_cannot_be_written_costs_only_itself(
         (settings.cache_dir / name).write_text("in the way")
     for _ in range(2):
         async with open_image(f"{registry.host}/app:v1", settings) as image:
-            assert image.index.lookup(b"big") is not None
+            assert node_at(image.index, b"big") is not None
     assert len(registry.requests) == 6
 
 
@@ -173,7 +174,7 @@ async def test_an_index_is_found_by_its_referrer_alone(
     without_annotation(app, "bare")
     async with open_image(f"{registry.host}/app:bare", settings) as image:
         assert image.index_origin == "referrer"
-        assert image.index.lookup(b"big") is not None
+        assert node_at(image.index, b"big") is not None
     async with open_image(app.ref("bare"), settings) as image:
         assert image.index_origin == "referrer"
 
@@ -338,7 +339,7 @@ async def test_platforms_are_chosen_and_a_wrong_one_is_mentioned(
     arm = replace(settings, platform=Platform("linux", "arm64"))
     for tag in ("multi", "nested"):
         async with open_image(f"{registry.host}/app:{tag}", settings) as image:
-            assert image.index.lookup(b"big") is not None
+            assert node_at(image.index, b"big") is not None
         with pytest.raises(NotFound, match="arm64") as caught:
             async with open_image(f"{registry.host}/app:{tag}", arm):
                 pass

@@ -34,6 +34,7 @@ from veneer.testing.actions import Action, FlipBit, Hold, IgnoreRange, Reset, Tr
 from veneer.testing.images import write_image
 from veneer.testing.registry import ScriptedRegistry, scripted_registry
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 from veneer.verify import verify_image
 
 pytestmark = pytest.mark.network
@@ -348,7 +349,7 @@ async def test_what_has_been_evicted_since_is_read_again(
         # Backwards, which no decompressor can.
         for start in (4 << 20, 1 << 20):
             expected = LARGE[start : start + 1000]
-            (extent,) = image.index.extents(image.index.lookup(b"large") or 0, start, 1000)
+            (extent,) = image.index.extents(node_at(image.index, b"large") or 0, start, 1000)
             assert await store.read(attached, extent.offset, 1000) == expected
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.convert.layouts import Layout
+from tests.index.trees import unpack_index
 from veneer.convert.convert import convert
 from veneer.errors import IntegrityError
 from veneer.image import image as image_module
@@ -20,11 +21,12 @@ from veneer.index.build import TreeBuilder
 from veneer.index.merge import merge
 from veneer.index.model import ImageIndex, LayerIndex, LayerTree, MetadataPolicy
 from veneer.index.tar import TarParser
-from veneer.index.wire import pack_index, unpack_index
+from veneer.index.wire import pack_index
 from veneer.settings import Settings
 from veneer.store.spanstore import open_store
 from veneer.testing.images import write_image
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 from veneer.verify import verify_image
 
 INDEX_KEY = "dev.veneer.index"
@@ -106,14 +108,14 @@ async def test_the_tree_is_made_once_and_not_in_the_event_loop(
         assert await image.load() is found[0]
         assert all(one is found[0] for one in found)
         assert found[0].devices == image.devices
-        assert found[0].lookup(b"base") is not None
+        assert node_at(found[0], b"base") is not None
     assert len(threads) == 1
 
 
 async def test_the_tree_comes_without_an_event_loop_too(lazy: Layout, settings: Settings) -> None:
     async with open_image(lazy.ref("v1"), settings) as image:
         tree = image.index
-        assert tree.lookup(b"top") is not None
+        assert node_at(tree, b"top") is not None
         assert await image.load() is tree
 
 

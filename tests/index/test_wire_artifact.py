@@ -8,7 +8,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.index.trees import Node, lay_out, layer_of, layers
+from tests.index.trees import Node, lay_out, layer_of, layers, unpack_index
 from tests.index.vectors.make import gzip_layer, windows
 from veneer.errors import IntegrityError, UnsupportedFormat, VeneerError
 from veneer.index import wire_header
@@ -22,7 +22,6 @@ from veneer.index.wire import (
     header_length,
     pack_index,
     parse_header,
-    unpack_index,
 )
 from veneer.index.wire_columns import pack
 from veneer.index.wire_header import LayerRecord, pack_header

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.index.trees import unpack_index
 from tests.index.vectors import make
 from veneer.index.dump import dump_image, dump_layer
 from veneer.index.merge import merge
 from veneer.index.model import LayerTree
-from veneer.index.wire import decode_section, parse_header, unpack_index
+from veneer.index.wire import decode_section, parse_header
 
 VECTORS = Path(__file__).parent / "vectors"
 

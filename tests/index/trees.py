@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 import msgpack
 from hypothesis import strategies as st
 
-from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, Codec, LayerIndex, LayerTree, SpanTable, Xattrs
-from veneer.index.wire import decode_spans, encode_spans
+from veneer.index.model import (
+    IMPLICIT_DIR,
+    LINK,
+    WHITEOUT,
+    Codec,
+    LayerIndex,
+    LayerTree,
+    MetadataPolicy,
+    SpanTable,
+    Xattrs,
+)
+from veneer.index.wire import PackedIndex, decode_spans, encode_spans
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import OCI_LAYER_ZSTD
@@ -252,3 +262,9 @@ def layer_of(tree: LayerTree, name: bytes = b"layer") -> LayerIndex:
     )
     blob, diff_id = Descriptor(OCI_LAYER_ZSTD, Digest.of(name), count), Digest.of(b"device of " + name)
     return LayerIndex(tree, decode_spans(encode_spans(blob, diff_id, spans)))
+
+
+def unpack_index(data: bytes) -> tuple[tuple[LayerIndex, ...], MetadataPolicy]:
+    """Layers and policy of a whole artifact."""
+    packed = PackedIndex.parse(data)
+    return packed.layers(), packed.policy

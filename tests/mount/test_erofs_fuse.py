@@ -21,7 +21,7 @@ from veneer.mount.readahead import MIN_WINDOW
 from veneer.mount.session import mounted
 from veneer.store.pin import Freeze
 from veneer.testing.tars import TarItem, tar
-from veneer.testing.trees import difference, facts_of, scan
+from veneer.testing.trees import difference, facts_of, node_at, scan
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -141,12 +141,12 @@ async def test_small_files_are_fetched_whole_and_large_ones_ahead(tmp_path: Path
         await in_thread(lambda: pread(mount.path / "small", 10, 200_000))
         assert {window for _, _, window in mount.store.misses} == {(0, 300_000)}
         mount.store.misses.clear()
-        large = index.data[index.lookup(b"large") or 0]
+        large = index.data[node_at(index, b"large") or 0]
         at = large + (20 << 20)
         assert await in_thread(lambda: pread(mount.path / "large", PAGE, 20 << 20)) == data[at : at + PAGE]
         assert mount.store.misses[0][2] == (at, at + MIN_WINDOW)
         mount.store.misses.clear()
-        unaligned = index.data[index.lookup(b"u") or 0]
+        unaligned = index.data[node_at(index, b"u") or 0]
         assert await in_thread(lambda: pread(mount.path / "u", 10, 100_001)) == b"B" * 10
         assert {window for _, _, window in mount.store.misses} == {(unaligned, unaligned + 12_001)}
 
@@ -215,7 +215,7 @@ async def test_readers_without_rights(tmp_path: Path) -> None:
 
 async def test_a_device_that_ends_within_a_block(tmp_path: Path) -> None:
     whole, data = image({b"a": file(os.urandom(5000)), b"b": file(b"b" * 700)})
-    size = whole.data[whole.lookup(b"b") or 0] + 700
+    size = whole.data[node_at(whole, b"b") or 0] + 700
     index = replace(whole, devices=(device_of(data[:size]),))
     async with serving(tmp_path, index, data[:size], backend=BACKEND) as mount:
         for warm in (False, True):
@@ -229,7 +229,7 @@ async def test_a_device_that_ends_within_a_block(tmp_path: Path) -> None:
 async def test_a_complete_device_is_read_to_its_end(tmp_path: Path, end: int) -> None:
     """By the kernel if it ends with a block; past the page cache if the disk has blocks as small."""
     whole, data = image({b"a": file(os.urandom(50_000)), b"b": file(b"b" * 700)})
-    size = whole.data[whole.lookup(b"b") or 0] + end
+    size = whole.data[node_at(whole, b"b") or 0] + end
     index = replace(whole, devices=(device_of(data[:size]),))
     (tmp_path / "mnt").mkdir()
     (tmp_path / "data").write_bytes(data[:size])

@@ -18,7 +18,7 @@ from veneer.errors import MountError, Unavailable
 from veneer.mount.fsmount import unattached
 from veneer.mount.kernel import mounts_at
 from veneer.mount.readahead import MAX_WINDOW, MIN_WINDOW
-from veneer.testing.trees import difference, facts_of, scan
+from veneer.testing.trees import difference, facts_of, node_at, scan
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
@@ -251,7 +251,7 @@ async def test_small_files_are_fetched_whole_and_large_ones_ahead(tmp_path: Path
         await in_thread(lambda: read("small", 200_000, 10))
         assert {window for _, _, window in mount.store.misses} == {(0, 300_000)}
         mount.store.misses.clear()
-        large = index.data[index.lookup(b"large") or 0]
+        large = index.data[node_at(index, b"large") or 0]
         assert await in_thread(lambda: read("large", 20 << 20, 4096)) == data[large + (20 << 20) :][:4096]
         at = large + (20 << 20)
         assert mount.store.misses[0][2] == (at, at + MIN_WINDOW)

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.index.trees import unpack_index
 from veneer.erofs.writer import write_erofs
 from veneer.errors import IntegrityError, VeneerError
 from veneer.index.merge import merge
-from veneer.index.wire import unpack_index
 from veneer.mount.metadata import MetadataImage
 from veneer.mount.scribe import Scribe
 from veneer.mount.scribe_main import Commission

@@ -33,6 +33,7 @@ from veneer.prefetch.pack import (
 )
 from veneer.prefetch.placement import Range, chunk_size, hot_ranges, placements
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 
 LAYERS = [Digest.of(b"%d" % number) for number in range(3)]
 
@@ -272,7 +273,7 @@ def test_every_byte_of_a_packed_file_is_where_it_is_mapped_to(seed: int) -> None
 def test_the_order_is_that_of_first_use_and_what_is_too_much_is_left_out() -> None:
     index, tars = image_of([TarItem(b"a", content=b"a" * 10_000), TarItem(b"b", content=b"b" * 10_000)])
     (layer,) = tars
-    a, b = (index.data[node] for node in (index.lookup(b"a"), index.lookup(b"b")) if node is not None)
+    a, b = (index.data[node] for node in (node_at(index, b"a"), node_at(index, b"b")) if node is not None)
     touched = [Range(layer, b + 4096, 4096), Range(layer, a, 8192), Range(layer, b, 10_000), Range(layer, 0, 1)]
     expected = [Range(layer, b + 4096, 4096), Range(layer, a, 8192), Range(layer, b, 4096)]
     last = Range(layer, b + 8192, 2048)
@@ -286,7 +287,7 @@ def test_parts_of_files_beside_what_was_read_are_left_out() -> None:
     contents = {b"a": b"a" * 20_000, b"b": b"b" * 4_096, b"c": b"c" * 6_000}
     index, tars = image_of([TarItem(name, content=content) for name, content in contents.items()])
     (layer,) = tars
-    node = index.lookup(b"b")
+    node = node_at(index, b"b")
     assert node is not None
     first = index.data[node] // 4096 * 4096
     end = -(-(index.data[node] + 4096) // 4096) * 4096

@@ -31,6 +31,7 @@ from veneer.prefetch.recorder import PAGE
 from veneer.settings import Settings
 from veneer.store.spanstore import open_store
 from veneer.testing.tars import TarItem, tar
+from veneer.testing.trees import node_at
 
 pytestmark = [pytest.mark.root]
 
@@ -63,7 +64,7 @@ class Sample:
 
     def pages(self, path: bytes, first: int = 0, count: int | None = None) -> set[int]:
         """The device's pages that pages of a file lie on."""
-        node = self.index.lookup(path)
+        node = node_at(self.index, path)
         assert node is not None
         length = None if count is None else count * PAGE
         (extent,) = self.index.extents(node, first * PAGE, length)

@@ -35,8 +35,7 @@ T = TypeVar("T")
 EXIT_STATUS = """exit status:
   0 success   1 unexpected error   2 wrong usage   130 interrupted
   10 registry error (11 not found, 12 unauthorized, 13 rate limited, 14 unavailable)
-  20 integrity error (21 rejected by policy)   22 unsupported format   23 decryption
-  30 cache   40 mount   50 snapshot"""
+  20 integrity error   22 unsupported format   30 cache   40 mount"""
 
 
 class Invocation(NamedTuple):

@@ -97,11 +97,6 @@ class ErofsImage:
         """Number of the device that is made of :attr:`copies`, if there is one."""
         return len(self.devices) - 1 if self.copies else None
 
-    @property
-    def unaligned(self) -> list[int]:
-        """Nodes of the files that have data on the tail."""
-        return list(dict.fromkeys(copy.node for copy in self.copies))
-
 
 def write_erofs(
     index: ImageIndex,

@@ -287,18 +287,6 @@ class ImageIndex:
         """Number of the device that a regular file's data are on."""
         return bisect_right(self.bases, node) - 1
 
-    def lookup(self, path: bytes) -> int | None:
-        """The node at ``path`` (``b"a/b"``; empty components count for nothing), symlinks not followed."""
-        node = self.root
-        for name in path.split(b"/"):
-            if name in (b"", b"."):
-                continue
-            kids = self.children.get(node)
-            if kids is None or (found := kids.get(name)) is None:
-                return None
-            node = found
-        return node
-
     def walk(self) -> Iterator[tuple[bytes, int]]:
         """Every (path, node), parents first, names in order; the root is ``b""``."""
         stack = [(b"", self.root)]

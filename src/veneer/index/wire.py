@@ -50,7 +50,6 @@ __all__ = [
     "header_length",
     "pack_index",
     "parse_header",
-    "unpack_index",
 ]
 #: Decoding speed hardly depends on it; 50,000 files are encoded, checked and compressed in 0.7 s.
 _LEVEL: Final = 19
@@ -154,12 +153,6 @@ def _decode_device(data: bytes, record: LayerRecord) -> Device:
     if (device.blob.digest, device.diff_id) != (record.blob, record.diff_id):
         raise IntegrityError("index: header and spans section name different layers")
     return device
-
-
-def unpack_index(data: bytes) -> tuple[tuple[LayerIndex, ...], MetadataPolicy]:
-    """Layers and policy of a whole artifact; the inverse of :func:`pack_index`."""
-    packed = PackedIndex.parse(data)
-    return packed.layers(), packed.policy
 
 
 def encode_policy(policy: MetadataPolicy) -> bytes:

@@ -23,7 +23,6 @@ from veneer.oci.canonical import canonical_json, parse_json
 __all__ = [
     "ENVIRONMENT_FILE",
     "EVENTS_FILE",
-    "OUTCOMES",
     "Environment",
     "Event",
     "ImageEvent",
@@ -43,8 +42,6 @@ __all__ = [
 SCHEMA = 1
 ENVIRONMENT_FILE = "environment.json"
 EVENTS_FILE = "events.jsonl"
-#: How a run may end: only ``ok`` has a time.
-OUTCOMES = ("ok", "failed", "died", "timeout")
 #: A line has at most a mount's report and a timing record.
 _MAX_LINE = 8 << 20
 _MAX_ENVIRONMENT = 1 << 20
@@ -230,7 +227,7 @@ class RunEvent:
         block: which one of this image and network, from 0; runs of one block are paired. -1 is a start for
             its timing record, which takes time itself, and not for its time.
         position: in the block, from 0.
-        outcome: one of :data:`OUTCOMES`.
+        outcome: ``ok``, ``failed``, ``died`` or ``timeout``.
         seconds: from spawning the command to its end, or to the first success of the readiness probe; None
             unless the outcome is ``ok``.
         command: what was spawned, shortened where it holds whole programs.

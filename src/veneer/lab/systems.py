@@ -19,8 +19,6 @@ from veneer.lab.workplace import Subject, Workplace
 
 __all__ = ["Containerd", "Facts", "Given", "Launch", "Local", "ParallelPull", "System", "parse_given"]
 
-#: Requests, answers and headers of a start that needs no data.
-_NO_DATA = 256 << 10
 _NAMESPACE = "lab"
 
 

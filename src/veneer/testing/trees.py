@@ -13,7 +13,7 @@ from typing import Final
 
 from veneer.index.model import ImageIndex
 
-__all__ = ["Fact", "content_digest", "difference", "facts_of", "scan"]
+__all__ = ["Fact", "content_digest", "difference", "facts_of", "node_at", "scan"]
 
 #: Content is compared in blocks of this size; those of nothing but zeros are the same as a hole.
 _BLOCK: Final = 1 << 16
@@ -141,6 +141,11 @@ def _data_of(path: bytes) -> Iterator[tuple[int, bytes]]:
                 offset += len(data)
     finally:
         os.close(descriptor)
+
+
+def node_at(index: ImageIndex, path: bytes) -> int | None:
+    """The node of a name, if there is one; symlinks are not followed."""
+    return next((node for found, node in index.walk() if found == path), None)
 
 
 def facts_of(index: ImageIndex, devices: Sequence[bytes]) -> dict[bytes, Fact]:

@@ -42,9 +42,16 @@ from veneer.erofs.ondisk import (
     seal,
     unsealed,
 )
-from veneer.erofs.reader_parts import Entry, Header, parse_chunks, parse_directory, parse_inode, parse_xattrs
 from veneer.errors import IntegrityError
 from veneer.index.model import Extent, Xattrs
+from veneer.testing.erofs_reader_parts import (
+    Entry,
+    Header,
+    parse_chunks,
+    parse_directory,
+    parse_inode,
+    parse_xattrs,
+)
 
 __all__ = ["ErofsInode", "ErofsTree", "read_erofs"]
 
