@@ -22,7 +22,7 @@ import zstandard
 
 from veneer.codec.deflate import Checkpoint
 from veneer.errors import IntegrityError
-from veneer.formats.local import replace_file
+from veneer.formats.local import read_file, replace_file
 from veneer.index.model import WINDOW_SIZE
 from veneer.index.wire_columns import Fields, ascending_column, pack, unsigned_column
 from veneer.index.wire_frame import decode_zstd
@@ -126,13 +126,10 @@ class CheckpointFiles:
     def load(self, layer: Descriptor) -> CheckpointTable:
         """Those of a layer; none if they are not here."""
         path = self._path(layer)
+        if (data := read_file(path, _MAX_FILE)) is None:
+            return CheckpointTable()
         try:
-            with path.open("rb") as file:
-                return CheckpointTable.decode(file.read(_MAX_FILE), str(path))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            _log.warning("cannot read %s: %s", path, error)
+            return CheckpointTable.decode(data, str(path))
         except IntegrityError as error:
             _log.warning("dropped %s", error)
             with suppress(OSError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from veneer.errors import CacheError, IntegrityError
-from veneer.formats.local import replace_file
+from veneer.formats.local import read_file, replace_file
 from veneer.oci.canonical import Json, canonical_json, parse_json
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
@@ -87,12 +87,11 @@ class KeptSidecars:
     def find(self, manifest: Digest) -> Sidecar | None:
         """The sidecar of an image, or None."""
         path = self.note(manifest)
-        try:
-            with path.open("rb") as file:
-                sidecar = Sidecar.from_json(parse_json(file.read(_MAX_NOTE + 1), str(path), limit=_MAX_NOTE))
-        except FileNotFoundError:
+        if (data := read_file(path, _MAX_NOTE)) is None:
             return None
-        except (OSError, IntegrityError) as error:
+        try:
+            sidecar = Sidecar.from_json(parse_json(data, str(path), limit=_MAX_NOTE))
+        except IntegrityError as error:
             _log.warning("cannot use %s: %s", path, error)
             return None
         if sidecar.origin == "local" and not all(map(self._has, (sidecar.index, *sidecar.windows))):

@@ -15,7 +15,7 @@ from pathlib import Path
 from veneer.errors import IntegrityError
 from veneer.oci.digest import Digest
 
-__all__ = ["DigestFiles", "replace_file"]
+__all__ = ["DigestFiles", "read_file", "replace_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,18 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def read_file(path: Path, limit: int) -> bytes | None:
+    """A file, or its first ``limit`` bytes and one more; None if there is none, or if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _log.warning("cannot read %s: %s", path, error)
+        return None
+
+
 class DigestFiles:
     """One directory of files ``ALGORITHM/HEX``. May be used by any thread, and by several processes."""
 
@@ -43,13 +55,7 @@ class DigestFiles:
     def load(self, digest: Digest, limit: int) -> bytes | None:
         """The bytes of this digest, of which there are at most ``limit``, or None."""
         path = self._path(digest)
-        try:
-            with path.open("rb") as file:
-                data = file.read(limit + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _log.warning("cannot read %s: %s", path, error)
+        if (data := read_file(path, limit)) is None:
             return None
         try:
             digest.check(data, str(path))

@@ -27,7 +27,7 @@ import trio
 import zstandard
 
 from veneer.errors import CacheError, IntegrityError, UsageError
-from veneer.formats.local import replace_file
+from veneer.formats.local import read_file, replace_file
 from veneer.index.model import Codec, Device, LayerIndex, LayerTree, SpanTable
 from veneer.index.wire import MAX_PLAIN_SIZE, decode_tree, encode_tree
 from veneer.index.wire_columns import Fields, pack, unsigned_column
@@ -126,13 +126,7 @@ class LayerRecords:
     def load(self, layer: Descriptor, diff_id: Digest) -> LayerRecord | None:
         """What is known of a layer, or None. Blocks."""
         path = self._path(layer)
-        try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_FILE + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            _log.warning("cannot read %s: %s", path, error)
+        if (data := read_file(path, _MAX_FILE)) is None:
             return None
         try:
             record = _decode(data)

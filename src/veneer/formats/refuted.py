@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from veneer.errors import IntegrityError
-from veneer.formats.local import replace_file
+from veneer.formats.local import read_file, replace_file
 from veneer.oci.canonical import canonical_json, parse_json
 from veneer.oci.digest import Digest
 
@@ -61,12 +61,11 @@ class Refutations:
     def find(self, index: Digest) -> Refutation | None:
         """What is known against an index, or None."""
         path = self._path(index)
-        try:
-            with path.open("rb") as file:
-                note = parse_json(file.read(_MAX_NOTE + 1), str(path), limit=_MAX_NOTE)
-        except FileNotFoundError:
+        if (data := read_file(path, _MAX_NOTE)) is None:
             return None
-        except (OSError, IntegrityError) as error:
+        try:
+            note = parse_json(data, str(path), limit=_MAX_NOTE)
+        except IntegrityError as error:
             _log.warning("cannot use %s: %s", path, error)
             return None
         match note:

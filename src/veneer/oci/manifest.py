@@ -57,8 +57,26 @@ _USUAL_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
 _NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})
 
 
+class _Document:
+    """What manifests and indexes have in common."""
+
+    __slots__ = ()
+    media_type: str
+    raw: bytes
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of the raw bytes."""
+        return Digest.of(self.raw)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """Media type, digest and size of the raw bytes."""
+        return Descriptor(self.media_type, self.digest, len(self.raw))
+
+
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(_Document):
     """One image for one platform, or an artifact: a config and the layers, lowest first.
 
     Args:
@@ -97,16 +115,6 @@ class Manifest:
         )
 
     @property
-    def digest(self) -> Digest:
-        """SHA-256 of the raw bytes."""
-        return Digest.of(self.raw)
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """Media type, digest and size of the raw bytes."""
-        return Descriptor(self.media_type, self.digest, len(self.raw))
-
-    @property
     def referrer(self) -> Descriptor:
         """The descriptor as a list of referrers shows it: with artifact type and annotations."""
         kind = self.artifact_type or self.config.media_type
@@ -114,7 +122,7 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class Index(_Document):
     """Several manifests, one for each platform, or further indexes."""
 
     media_type: str
@@ -142,16 +150,6 @@ class Index:
             _artifact_type(document),
             raw,
         )
-
-    @property
-    def digest(self) -> Digest:
-        """SHA-256 of the raw bytes."""
-        return Digest.of(self.raw)
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """Media type, digest and size of the raw bytes."""
-        return Descriptor(self.media_type, self.digest, len(self.raw))
 
     @property
     def referrer(self) -> Descriptor:

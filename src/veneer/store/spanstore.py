@@ -193,12 +193,15 @@ class SpanStore:
             attached.bulk.note(offset, length)
         data = attached.peek(offset, length)
         if data is not None:
-            stats = self.stats
-            stats.reads += 1
-            stats.hits += 1
-            stats.bytes_read += length
-            self.on_access(attached.device.key.hex, offset, length, 0.0)
+            self._note_hit(attached, offset, length)
         return data
+
+    def _note_hit(self, attached: AttachedDevice, offset: int, length: int) -> None:
+        stats = self.stats
+        stats.reads += 1
+        stats.hits += 1
+        stats.bytes_read += length
+        self.on_access(attached.device.key.hex, offset, length, 0.0)
 
     async def read(
         self,
@@ -248,11 +251,7 @@ class SpanStore:
             attached.bulk.note(offset, length)
         held = attached.holds(offset, length)
         if held:
-            stats = self.stats
-            stats.reads += 1
-            stats.hits += 1
-            stats.bytes_read += length
-            self.on_access(attached.device.key.hex, offset, length, 0.0)
+            self._note_hit(attached, offset, length)
         return held
 
     async def fill(
