@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 import trio
 
+from veneer.errors import NotFound
 from veneer.image import hints
 from veneer.image.contents import Contents
 from veneer.image.hints import FRESH_S, attached_profiles
@@ -54,7 +55,9 @@ class Registry:
 
     async def manifest(self, descriptor: Descriptor, _what: str) -> bytes:
         await trio.lowlevel.checkpoint()
-        return self.manifests[descriptor.digest]
+        if not (raw := self.manifests[descriptor.digest]):
+            raise NotFound("deleted", status=404)
+        return raw
 
     async def found(self, cache_dir: Path) -> dict[str, Digest]:
         contents = cast("Contents", SimpleNamespace(repository=self, manifest=self.manifest))
@@ -68,6 +71,8 @@ async def test_of_each_workload_the_latest_counts_and_only_those_of_the_image(tm
     registry.attach(b"new", "web", "2026-02-02T00:00:00Z")
     registry.attach(b"old", "web", "2026-01-01T00:00:00Z")
     registry.attach(b"job", "job", "2025-01-01T00:00:00Z")
+    registry.manifests[Digest.of(b"listed, but deleted")] = b""
+    registry.manifests[Digest.of(b"no manifest")] = b"{}"
     registry.attach(b"strange", "web", "2027-01-01T00:00:00Z", Descriptor(OCI_MANIFEST, Digest.of(b"x"), 1))
     assert await registry.found(tmp_path) == {"web": Digest.of(b"new"), "job": Digest.of(b"job")}
 
@@ -84,3 +89,14 @@ async def test_an_answer_is_good_for_an_hour(tmp_path: Path, monkeypatch: pytest
     now[0] -= 3 * FRESH_S
     await registry.found(tmp_path)
     assert registry.asked == 3, "a clock that was put back makes no answer good for ever"
+    (note,) = (tmp_path / "profiles/attached").iterdir()
+    for damage in (
+        b"",
+        b"{}",
+        b'{"asked": 0',
+        note.read_bytes()[:-2],
+        note.read_bytes().replace(b"sha256", b"sha"),
+    ):
+        note.write_bytes(damage)
+        assert await registry.found(tmp_path) == {"web": Digest.of(b"new")}
+    assert registry.asked == 8, "a damaged answer is none"

@@ -112,7 +112,9 @@ async def test_a_reader_who_leaves_takes_nothing_from_whoever_wants_it(tmp_path:
 async def test_devices_that_are_gone_are_left_out(tmp_path: Path) -> None:
     one, two = sample([SPAN] * 2, codecs=(RAW,)), sample([SPAN] * 2, codecs=(RAW,), seed=1)
     async with open_store(one_at_a_time(tmp_path)) as store:
-        gone, here = (store.attach(each.device, ScriptedSource(each.blob)) for each in (one, two))
+        source = ScriptedSource(one.blob)
+        gone, here = store.attach(one.device, source), store.attach(two.device, ScriptedSource(two.blob))
         store.detach(gone)
         await bring(store, Range(gone, 0, gone.size), Range(here, 0, 0), Range(here, SPAN, SPAN))
         assert here.cached == SPAN
+        assert source.requests == []
