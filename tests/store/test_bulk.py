@@ -175,14 +175,28 @@ async def test_what_was_read_tells_what_will_be_read(
             assert len(source.requests) == len(numbers), "what was asked for, and no more"
 
 
-@pytest.mark.parametrize(("stretches", "starts"), [(4, True), (5, False)])
+@pytest.mark.parametrize(
+    ("stretches", "starts"),
+    [
+        ([17] * 4, True),
+        ([17] * 5, False),
+        ([17, 17, 17, 17, 65], False),
+        ([17, 17, 17, 17, 68], True),
+        ([68, 17, 17, 17, 17], True),
+        ([34, 17, 34, 17, 17], False),
+    ],
+    ids=["few", "many", "less than half in one", "half in one", "half in the first", "two of a quarter"],
+)
 async def test_many_long_stretches_are_a_start_of_a_large_image(
-    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch, stretches: int, starts: bool
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch, stretches: list[int], starts: bool
 ) -> None:
-    monkeypatch.setattr(bulk, "_MOST_STRETCHES", 4)
-    # Fetching more is for what has been read by the end, not for the first of them.
-    monkeypatch.setattr(bulk, "_WIDE_LEAST", stretches * MIB)
-    numbers = [number for place in range(stretches) for number in range(40 * place, 40 * place + 17)]
+    monkeypatch.setattr(bulk, "_FEW_STRETCHES", 4)
+    monkeypatch.setattr(bulk, "_LARGE_SHARE", 1 / 2)
+    # What was read by the end is to tell, not the first of them.
+    monkeypatch.setattr(bulk, "_WIDE_LEAST", sum(stretches) * SPAN)
+    numbers = [
+        number for place, spans in enumerate(stretches) for number in range(90 * place, 90 * place + spans)
+    ]
     assert bulk._WIDE_SHARE <= len(numbers) / SPANS < bulk._LARGE_SHARE
     async with open_store(store_settings(tmp_path)) as store:
         attached = store.attach(one.device, ScriptedSource(one.blob))

@@ -5,9 +5,11 @@ scanner or ``cp -a`` reads everything, and should not wait for a request at ever
 they are, so it is told from what was read of the device so far:
 
 - a quarter of it, in whatever order: the rest is fetched;
-- a sixteenth of it in few long stretches (1 MiB on average, where most starts have less than half of that, and
-  32 at most, where starts that read so much have more): as much is fetched as was read, so that a wrong guess
-  costs at most what was wanted anyhow.
+- a sixteenth of it in long stretches (1 MiB on average, where most starts have less than half of that): as much
+  is fetched as was read, so that a wrong guess costs at most what was wanted anyhow.
+
+Who picks large libraries out of a large layer comes to such an average, too, when an eighth of it was read. So
+stretches count as long only if there are few, or if one of them is half of what was read.
 
 That takes 4 MiB that were read, at least. On a wide link, where a wrong guess keeps nobody waiting and a late
 one does, a stretch of 1 MiB is reason enough; from a sixteenth on four times as much is fetched, and from an
@@ -49,8 +51,8 @@ _WIDE_SHARE, _WIDE_TIMES = 1 / 8, 4
 _WIDE_LEAST = 1 << 20
 #: Average length of stretches that are called long.
 _STRETCH = 1 << 20
-#: More of them are a program that picks its large libraries out of a large layer.
-_MOST_STRETCHES = 32
+#: So many may be readers side by side. Where there are more, one has to have this part of what was read.
+_FEW_STRETCHES, _MAIN_STRETCH = 8, 1 / 2
 #: Readers that pause for so long may have ended.
 _IDLE_S = 2.0
 #: Ranges at a time on a wide link: one is on its way while two are verified and written.
@@ -105,7 +107,7 @@ class Bulk:
         self.watching = 0 in holder.held()
         # What was read; by span, from 1 on, so that every one has two neighbours.
         self._read = bytearray(len(spans) + 2)
-        self._read_bytes = self._stretches = self._reads = 0
+        self._read_bytes = self._stretches = self._longest = self._reads = 0
         # Plain bytes that bulk has asked for, those of them that have not all come, and spans that are wrong.
         self._asked = self._pending = 0
         self._wrong: set[int] = set()
@@ -125,6 +127,8 @@ class Bulk:
                 read[number + 1] = 1
                 self._read_bytes += starts[number + 1] - starts[number]
                 self._stretches += 1 - read[number] - read[number + 2]
+                first, past = read.rfind(0, 0, number + 1), read.find(0, number + 1) - 1
+                self._longest = max(self._longest, starts[past] - starts[first])
         if self._paused and self._may_begin():
             self._begin()
 
@@ -162,7 +166,9 @@ class Bulk:
     def _read_room(self) -> float:
         """The same because of what was read."""
         read, size, wide = self._read_bytes, self._spans.size, self._queue.link.is_wide
-        long = read >= self._stretches * _STRETCH and self._stretches <= _MOST_STRETCHES
+        long = read >= self._stretches * _STRETCH and (
+            self._stretches <= _FEW_STRETCHES or self._longest >= read * _MAIN_STRETCH
+        )
         if read < (_WIDE_LEAST if wide and long else _LEAST):
             return 0
         if read >= size * (_WIDE_SHARE if wide and long else _LARGE_SHARE):
