@@ -77,6 +77,29 @@ def test_a_long_range_knows_better(near: LinkEstimate) -> None:
     assert not slow.is_wide
 
 
+@pytest.mark.parametrize(
+    ("check_s", "s_per_byte", "expected"),
+    [
+        # Verifying takes longer than the link: what it does in one round trip, and what asking costs besides.
+        (10e-9, 1e-9, 100_000 + 320 * KIB),
+        (20e-9, 1e-9, 50_000 + 320 * KIB),
+        # A narrow link is kept busy for no longer than asking takes.
+        (10e-9, 100e-9, 10_000 + 32 * KIB),
+        (0.0, 10e-9, 100_000),
+    ],
+)
+def test_a_miss_brings_what_costs_as_much_as_asking_again(
+    near: LinkEstimate, check_s: float, s_per_byte: float, expected: int
+) -> None:
+    near.observe(4 << 20, 0.01)
+    near.rtt_s, near.s_per_byte = 0.001, s_per_byte
+    if check_s:
+        near.observe_check(1 << 20, check_s * (1 << 20))
+    before, behind = near.reach
+    assert behind == pytest.approx(expected, rel=0.01)
+    assert before == behind // 8
+
+
 class Late(ScriptedSource):
     """Answers after 10 ms, and has the second half of every range so much later."""
 

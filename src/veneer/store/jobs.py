@@ -9,6 +9,7 @@ Used from the store's own thread only. Not here: what to ask of a source (:mod:`
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import ParamSpec, TypeVar
 
 import trio
@@ -188,7 +189,9 @@ class Jobs:
         stats, queue = self._stats, attached.queue
         urgent = sorted(jobs, key=lambda job: (job.priority, job.number))
         most = _BULK_HOP if urgent[0].priority >= Priority.COMPLETION else _HOP
-        for hop, size in hops(urgent, attached.spans, most):
+        # Whoever waits does not wait for what came along.
+        waited, others = [job for job in urgent if job.waiters], [job for job in urgent if not job.waiters]
+        for hop, size in chain(hops(waited, attached.spans, most), hops(others, attached.spans, most)):
             spans = [attached.spans[number] for number in sorted(job.number for job in hop)]
             windows: dict[int, bytes] = {}
             if attached.read_window is not None:

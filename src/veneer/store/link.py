@@ -40,6 +40,9 @@ _BACKGROUND_FACTOR = 4
 #: A reader does not notice that a demand comes so much later.
 _LEAST_BULK_S = 0.050
 _LEAST_GAP, _MOST_GAP = 4 << 10, 1 << 20
+#: Asking takes time besides the round trip: our own processor's, for the request and for the reader that waits.
+#: It is given as the stored bytes that are verified, decoded and kept meanwhile: both are one processor's.
+_ASKING = 320 << 10
 #: For what lies behind a demand, so much of what lies before it comes too: a reader has to wait for that.
 _BEFORE = 1 / 8
 #: Requests after which the estimate is more than a guess.
@@ -162,7 +165,8 @@ class LinkEstimate:
         if self._observed < _LEAST_OBSERVED:
             return 0, 0
         # Bandwidth is a guess for lengths far from those that were seen.
-        delay = self.rtt_s / max(self.s_per_byte, self.check_s_per_byte)
+        asking_s = self.rtt_s + _ASKING * self.check_s_per_byte
+        delay = asking_s / max(self.s_per_byte, self.check_s_per_byte)
         behind = int(min(delay, _MOST_RANGE, _GROWTH * self._longest))
         return int(behind * _BEFORE), behind
 
