@@ -5,6 +5,7 @@ to whoever watches one of its inodes (inotify's IN_UNMOUNT), and the watch itsel
 """
 
 import ctypes
+import errno
 import logging
 import os
 import re
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio
+
+from veneer.errors import MountError
 
 __all__ = ["Superblocks", "listed_superblocks", "vanished"]
 
@@ -32,6 +35,8 @@ _LIST = Path("/sys/fs/erofs")
 #: How often a file system that is reachable from nowhere, and so cannot be watched, is looked for there.
 _POLL_S = 2.0
 
+_MANY = "end what watches many files, or raise /proc/sys/fs/inotify/max_user_instances"
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 
@@ -39,13 +44,17 @@ _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 class Superblocks:
     """Watches any number of file systems. Belongs to one event loop; :meth:`watch` may be called in any thread.
 
-    Raises OSError when it is made: the limit of inotify instances is reached.
+    Raises MountError when it is made: the limit of inotify instances is reached.
     """
 
     def __init__(self) -> None:
         self._inotify = int(_libc.inotify_init1(_CLOEXEC | _NONBLOCK))
         if self._inotify < 0:
-            raise _error()
+            error = _error()
+            raise MountError(
+                f"cannot watch for the ends of mounts: inotify_init1(2): {error.strerror}",
+                hint=_MANY if error.errno == errno.EMFILE else None,
+            ) from error
         self._watches: dict[int, trio.Event] = {}
         self._changing = threading.Lock()
 
