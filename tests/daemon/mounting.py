@@ -21,7 +21,8 @@ async def mount(image: str, mountpoint: Path, settings: Settings, **more: object
 
 
 async def umount(path: Path, run_dir: Path, *, lazy: bool = False, **more: float) -> MountRecord:
-    return await trio.to_thread.run_sync(partial(mounts.umount, path, run_dir, lazy=lazy, **more))
+    record, _ = await trio.to_thread.run_sync(partial(mounts.umount, path, run_dir, lazy=lazy, **more))
+    return record
 
 
 async def clean_stale(run_dir: Path) -> list[MountRecord]:

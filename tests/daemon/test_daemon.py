@@ -682,24 +682,6 @@ def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: 
     assert mount_records(settings.run_dir) == []
 
 
-def test_a_copy_in_another_mount_namespace_keeps_nobody_waiting(
-    workplace: Path, settings: Settings, image: str
-) -> None:
-    (workplace / "mnt").mkdir()  # one that stays: removing it would end the copy
-    mount(image, workplace / "mnt", settings)
-    with subprocess.Popen(["unshare", "-m", "sh", "-c", "echo up; read x"], stdin=-1, stdout=-1) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"up\n"
-        umount(workplace / "mnt", settings)
-        assert not mounts_at(workplace / "mnt")
-        (found,) = mounts.list_mounts(settings.run_dir).mounts
-        assert found.record.kind == "detached"
-        mount(image, workplace / "mnt", settings)
-        holder.communicate(b"x\n")
-    umount(workplace / "mnt", settings)
-    nothing_mounted(settings)
-
-
 def test_stopping_waits_for_users_and_asks_before_it_detaches(
     workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ async def test_an_unmount_whose_notice_got_lost_is_found(
     look = kernel.our_mountpoints
     raced: list[bytes] = []
 
-    def unmount_after_looking() -> set[bytes]:
+    def unmount_after_looking() -> dict[bytes, str]:
         found = look()
         mountpoint = os.fsencode(tmp_path / "mnt")
         if mountpoint in found and not raced:

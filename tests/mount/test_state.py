@@ -11,6 +11,7 @@ from veneer.errors import MountError
 from veneer.mount.state import (
     MountRecord,
     claim,
+    detach,
     directory_of,
     mount_id,
     mount_records,
@@ -51,6 +52,22 @@ def test_a_retired_record_frees_the_place_and_no_longer_names_it(tmp_path: Path)
     assert retired.mountpoint != record.mountpoint
     claim(tmp_path, record)
     assert {found.id for found in mount_records(tmp_path)} == {record.id, retired.id}
+
+
+def test_a_mount_point_that_others_see_goes_with_the_mount(tmp_path: Path) -> None:
+    record = replace(record_at(tmp_path / "mnt"), made_mountpoint=True)
+    record.mountpoint.mkdir()
+    claim(tmp_path, record)
+    retired = retire(tmp_path, record, seen_elsewhere=True)
+    assert record.mountpoint.is_dir()
+    assert mount_records(tmp_path) == [retired]
+    detach(retired)
+    assert not record.mountpoint.exists()
+    alone = replace(record, id="alone")
+    record.mountpoint.mkdir()
+    claim(tmp_path, alone)
+    retire(tmp_path, alone)
+    assert not record.mountpoint.exists()
 
 
 def test_a_process_number_given_to_another_process_is_another_process() -> None:

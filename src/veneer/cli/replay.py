@@ -142,7 +142,7 @@ def _by_mount(
             replayed = replay_mount(steps, index, Path(info.mountpoint))
             record = timing_of(info.id, settings.run_dir)
         finally:
-            last = stop(made, settings.run_dir)
+            last = stop(made, settings.run_dir).report
     store: Mapping[str, int] = last.store if last is not None else {}
     return replayed, {"requests": store["requests"], "bytes_fetched": store["bytes_fetched"]}, record
 

@@ -18,15 +18,30 @@ class Arguments(CommonArguments):
 def add_arguments(parser: Parser) -> None:
     """Declare them."""
     parser.add_word("DIRECTORY", type=Path)
-    parser.add_argument("--lazy", action="store_true", help="Detach now; go on serving whoever uses it still.")
+    parser.add_argument("--lazy", action="store_true", help="Unmount also what is in use here.")
 
 
 def run(invocation: Invocation, args: Arguments) -> int:
-    """Unmount DIRECTORY. What was written without --upper is thrown away."""
+    """Unmount DIRECTORY. What was written without --upper is thrown away.
+
+    What uses the file system still is named: with --lazy whoever had files open, and in any case other mount
+    namespaces, such as those of containers, that have a copy of the mount. It is served until they have left.
+    """
     from veneer.daemon.mounts import umount
 
-    record = umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
-    document = {"mountpoint": str(record.mountpoint), "image": record.image, "lazy": args.lazy}
+    record, stopped = umount(args.directory, invocation.settings.run_dir.absolute(), lazy=args.lazy)
+    if stopped.users is not None:
+        users = ", ".join(stopped.users) or "somebody who cannot be seen from here"
+        invocation.output.say(
+            f"note: {record.mountpoint} is unmounted, but in use still by {users}; served until they have left"
+        )
+    document = {
+        "mountpoint": str(record.mountpoint),
+        "image": record.image,
+        "lazy": args.lazy,
+        "in_use": stopped.users is not None,
+        "users": stopped.users or [],
+    }
     invocation.output.result(document, "")
     return 0
 

@@ -191,8 +191,8 @@ def _end(info: MountInfo, run_dir: Path) -> MountReport | None:
     for record in mount_records(run_dir):
         if record.id == info.id:
             try:
-                return stop(record, run_dir)
+                return stop(record, run_dir).report
             except MountError:
                 # Busy: something that left the container uses it still.
-                return stop(record, run_dir, lazy=True)
+                return stop(record, run_dir, lazy=True).report
     return None

@@ -21,7 +21,7 @@ from veneer.mount import kernel
 from veneer.mount.state import MountRecord, detach, directory_of, mount_records, release, sweep
 from veneer.waiting import wait_readable
 
-__all__ = ["Listing", "MountStatus", "clean_stale", "list_mounts", "status_json", "stop", "umount"]
+__all__ = ["Listing", "MountStatus", "Stopped", "clean_stale", "list_mounts", "status_json", "stop", "umount"]
 
 #: How long an unmount waits for the mount's process: it only has system calls to make.
 UMOUNT_TIMEOUT_S = 30.0
@@ -50,6 +50,20 @@ class Listing:
 
     mounts: list[MountStatus]
     daemon: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A mount that has been unmounted.
+
+    Args:
+        report: its last one; None when it was not served, or by another version of veneer.
+        users: None when its file system has ended. Else who uses it, as far as can be told; it is served until
+            they have left.
+    """
+
+    report: MountReport | None
+    users: list[str] | None = None
 
 
 def status_json(record: MountRecord, report: MountReport | None) -> dict[str, object]:
@@ -93,13 +107,15 @@ def list_mounts(run_dir: Path) -> Listing:
 
 def umount(
     path: Path, run_dir: Path, *, lazy: bool = False, timeout_s: float = UMOUNT_TIMEOUT_S
-) -> MountRecord:
-    """Unmount what is mounted on ``path`` and wait until everything around it has been cleaned up.
+) -> tuple[MountRecord, Stopped]:
+    """Unmount what is mounted on ``path``, and wait until everything around it has been cleaned up.
+
+    It is not waited for users in other mount namespaces: they are named, and served on.
 
     Args:
         path: the mount point.
         run_dir: where mounts are recorded.
-        lazy: only make it unreachable; it is served until the last user has left.
+        lazy: make it unreachable also when it is in use here.
         timeout_s: how long to wait for its process.
 
     Raises:
@@ -110,16 +126,16 @@ def umount(
     stale = clean_stale(run_dir)
     for record in stale:
         if record.mountpoint == mountpoint:
-            return record
+            return record, Stopped(None)
     record = _select(mountpoint, mount_records(run_dir))
-    stop(record, run_dir, lazy=lazy, timeout_s=timeout_s)
-    return record
+    _unmount_own_copy(record, run_dir, lazy=lazy)
+    return record, stop(record, run_dir, lazy=lazy, timeout_s=timeout_s)
 
 
 def stop(
     record: MountRecord, run_dir: Path, *, lazy: bool = False, timeout_s: float = UMOUNT_TIMEOUT_S
-) -> MountReport | None:
-    """End a mount, and return its last report. Raises MountError."""
+) -> Stopped:
+    """End a mount. Raises MountError."""
     deadline = time.monotonic() + timeout_s
     pidfd = None if record.daemon else record.process.opened()
     try:
@@ -129,7 +145,7 @@ def stop(
             directory = directory_of(run_dir, record.id)
             answer = ask(directory, MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
             left_s = max(0.0, deadline - time.monotonic())
-            if pidfd is not None and not lazy and not wait_readable(pidfd, left_s):
+            if pidfd is not None and answer.get("users") is None and not wait_readable(pidfd, left_s):
                 raise TimeoutError
     except TimeoutError as error:
         hint = "see its log" if record.daemon else f"kill -9 {record.process.pid} and try again, or use --lazy"
@@ -137,8 +153,11 @@ def stop(
     finally:
         if pidfd is not None:
             os.close(pidfd)
-    report = answer.get("report")
-    return _report(report) if isinstance(report, dict) else None
+    report, users = answer.get("report"), answer.get("users")
+    return Stopped(
+        _report(report) if isinstance(report, dict) else None,
+        [str(user) for user in users] if isinstance(users, list) else None,
+    )
 
 
 def _stopped_by_daemon(
@@ -193,6 +212,23 @@ def _find_mountpoint(path: Path) -> Path:
     if kernel.mounts_at(absolute):
         return absolute
     return Path(os.path.realpath(path))
+
+
+def _unmount_own_copy(record: MountRecord, run_dir: Path, *, lazy: bool) -> None:
+    """Unmount what this process sees there if it is in another mount namespace than who serves the mount."""
+    server = ask(run_dir, DAEMON_SOCKET, "ping")["worker"] if record.daemon else record.process.pid
+    try:
+        if os.readlink(f"/proc/{server}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            return
+        # Made there before this namespace was, for an overlay; nobody is meant to be in it.
+        for target, detach_it in ((record.mountpoint, lazy), (record.lower, True)):
+            if target is not None:
+                kernel.unmount_ours(target, lazy=detach_it)
+    except OSError as error:
+        raise MountError(
+            f"cannot unmount {record.mountpoint} in this mount namespace: {error.strerror}",
+            hint="end what uses it, or unmount with --lazy",
+        ) from error
 
 
 def _select(mountpoint: Path, records: Sequence[MountRecord]) -> MountRecord:

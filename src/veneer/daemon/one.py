@@ -24,6 +24,7 @@ from veneer.mount.backends import Subject
 from veneer.mount.base import Mounter
 from veneer.mount.session import MountSession
 from veneer.mount.state import Process
+from veneer.mount.users import Holder, users_of
 from veneer.prefetch.profile import DEFAULT_WORKLOAD
 from veneer.prefetch.recorder import Recorder
 from veneer.store.attached import AttachedDevice
@@ -32,9 +33,19 @@ from veneer.timing import Timing
 from veneer.timing.gather import record_of
 from veneer.timing.record import TimedDevice, TimingRecord
 
-__all__ = ["Service", "place_bundle", "subject"]
+__all__ = ["Service", "place_bundle", "stopped", "subject"]
 
 log = logging.getLogger(__name__)
+
+#: What nobody uses ends when it is unmounted, and the kernel says so at once.
+END_S = 0.1
+#: How long the end of what has been unmounted may take before it is called detached.
+LINGER_S = 2.0
+
+
+def stopped(report: MountReport | None, users: Sequence[str] | None) -> dict[str, object]:
+    """What to answer who had a mount stopped: ``users`` is what :meth:`Service.end` said."""
+    return {"type": "stopped", "report": report and report.to_json(), "users": users}
 
 
 def subject(image: Image, store: SpanStore, attached: Sequence[AttachedDevice]) -> Subject[AttachedDevice]:
@@ -153,12 +164,50 @@ class Service:
         return _since(self._transport_before, self._image.transport_stats.to_json())
 
     async def unmount(self, *, lazy: bool) -> None:
-        """End the mount. Lazily, it is served on until its last user has left, and its place is free."""
+        """Have nobody come to it any more. Raises MountError, also when it is in use and not ``lazy``."""
         if self.session is None:
             raise MountError("the mount is not ready yet")
         await self.session.unmount(lazy=lazy)
-        if lazy:
-            await trio.to_thread.run_sync(self.place.retire)
+
+    async def end(self, *, lazy: bool) -> list[str] | None:
+        """Unmount it, and wait for its end, but not for long.
+
+        Returns None when it has ended. If it has not, it is served until its last user has left, and its place
+        is free; then who uses it, as far as can be told. Raises MountError like :meth:`unmount`.
+        """
+        # Of what is mounted nowhere, it cannot be told any more who has files open.
+        before = await trio.to_thread.run_sync(users_of, self.place.record.mountpoint) if lazy else []
+        await self.unmount(lazy=lazy)
+        holders = await self._outlived(bool(before))
+        return None if holders is None else before + [holder.text for holder in holders]
+
+    async def follow_place(self) -> None:
+        """Free the place of a mount that has been unmounted, by whomever, and is in use still."""
+        if (session := self.session) is not None:
+            await session.detached.wait()
+            try:
+                await self._outlived(False)
+            except MountError as error:
+                log.error("%s", error.message)
+
+    async def _outlived(self, used: bool) -> list[Holder] | None:
+        """Free the place if the file system does not end now, and say where it is mounted. None if it ends.
+
+        ``used``: somebody has files open.
+        """
+        if (session := self.session) is None:
+            raise MountError("the mount is not ready yet")
+        if await self.ended(END_S):
+            return None
+        holders = await trio.to_thread.run_sync(session.holders)
+        # It may take its time to end, or its users cannot be seen.
+        if await self.ended(0 if holders or used else LINGER_S):
+            return None
+        seen_elsewhere = any(holder.elsewhere for holder in holders)
+        await trio.to_thread.run_sync(partial(self.place.retire, seen_elsewhere=seen_elsewhere))
+        users = ", ".join(holder.text for holder in holders)
+        log.info("unmounted and in use still, serving it on id=%s users=%r", self.place.record.id, users)
+        return holders
 
     async def ended(self, within_s: float) -> bool:
         """Wait for the end of what has been unmounted: whether nobody had it any more within this time."""
@@ -199,8 +248,7 @@ class Service:
             lazy = request.get("lazy") is True
             log.info("unmount asked for lazy=%s", lazy)
             report = self.report()
-            await self.unmount(lazy=lazy)
-            return {"type": "stopped", "report": report.to_json()}
+            return stopped(report, await self.end(lazy=lazy))
 
         async def timing(_request: dict[str, object]) -> dict[str, object]:
             return self.timed()

@@ -106,13 +106,16 @@ class Place:
         """Whether this is for a container, and whoever ran that has ended."""
         return self.record.container is not None and not self.record.process.alive
 
-    def retire(self) -> None:
-        """Let another mount have the place; nothing when it is free already. Raises MountError."""
+    def retire(self, *, seen_elsewhere: bool = False) -> None:
+        """Let another mount have the place; nothing when it is free already. Raises MountError.
+
+        ``seen_elsewhere`` is that of :func:`~veneer.mount.state.retire`.
+        """
         with self._ending:
             if self._released or self.record.kind == "detached":
                 return
             try:
-                self.record = retire(self.run_dir, self.record)
+                self.record = retire(self.run_dir, self.record, seen_elsewhere=seen_elsewhere)
             except OSError as error:
                 raise MountError(
                     f"cannot free the place of {self.record.mountpoint}: {error.strerror}"

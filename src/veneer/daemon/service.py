@@ -108,6 +108,7 @@ async def serve_mount(
                 )
                 service.session = session
                 signals.service = service
+                nursery.start_soon(service.follow_place)
                 listener = await trio.to_thread.run_sync(listen_in, place.directory, MOUNT_SOCKET)
                 nursery.start_soon(serve_control, listener, service.control())
                 if request.container:

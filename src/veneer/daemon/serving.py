@@ -122,6 +122,7 @@ async def serve(
                 if mounter.superblocks != noted:
                     await trio.to_thread.run_sync(mounting.write_down, mounter.superblocks)
             services.add(service)
+            nursery.start_soon(service.follow_place)
             try:
                 if request.container:
                     nursery.start_soon(service.follow_owner, request.container.owner)

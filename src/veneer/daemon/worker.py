@@ -28,7 +28,7 @@ from veneer.daemon.client import RunResult
 from veneer.daemon.control import Operation, serve_control
 from veneer.daemon.failure import error_to_json
 from veneer.daemon.handover import start_adopting_supervisor
-from veneer.daemon.one import Service
+from veneer.daemon.one import Service, stopped
 from veneer.daemon.request import RESIDENT, MountInfo, MountRequest, ShortRun
 from veneer.daemon.residents import Residents
 from veneer.daemon.standing import ReadStatus, Standing
@@ -63,8 +63,8 @@ SWITCH_S = 0.0005
 
 #: The words and the environment of a ``veneer run`` to what it asks for; None for what only the command can do.
 ReadRun = Callable[[Sequence[str], Mapping[str, str]], ShortRun | None]
-#: How long what has been unmounted may take to end, before it is called detached; and cleaning up after it.
-LINGER_S, CLEAN_S = 2.0, 20.0
+#: How long cleaning up after what has been unmounted may take before an unmount is answered.
+CLEAN_S = 20.0
 
 
 class Worker:
@@ -222,21 +222,16 @@ class Worker:
     async def _unmount(self, request: dict[str, object]) -> dict[str, object]:
         lazy = request.get("lazy") is True
         if self._residents and await self._residents.restoring.unmount(str(request.get("id")), lazy=lazy):
-            return {"type": "stopped", "report": None}
+            return stopped(None, None)
         residents, service = self._mounted(request)
         log.info("unmount asked for id=%s lazy=%s", service.place.record.id, lazy)
         report = service.report()
-        await service.unmount(lazy=lazy)
-        if not lazy:
-            # Cleaning up may be slow, on a busy disk, but nobody else has a part in it.
-            if await service.ended(LINGER_S):
-                with trio.move_on_after(CLEAN_S):
-                    await residents.cleaned_up(service.place)
-            else:
-                # A mount namespace made meanwhile has a copy, of a container for example.
-                log.info("in use elsewhere, serving it on id=%s", service.place.record.id)
-                await service.unmount(lazy=True)
-        return {"type": "stopped", "report": report.to_json()}
+        users = await service.end(lazy=lazy)
+        if users is None:
+            # It may be slow, on a busy disk, but nobody else has a part in it.
+            with trio.move_on_after(CLEAN_S):
+                await residents.cleaned_up(service.place)
+        return stopped(report, users)
 
     async def _let_go(self, _request: dict[str, object]) -> dict[str, object]:
         """Give up what is kept for the next start, for whoever looks after the cache."""

@@ -159,7 +159,7 @@ class ErofsFuseMounter(Generic[D]):
                     finally:
                         with trio.CancelScope(shield=True):
                             await trio.to_thread.run_sync(lambda: kernel.unmount_ours(self._devices, lazy=True))
-                    if end is not None and not needs_fuse:
+                    if end is not None:
                         nursery.start_soon(_follow, end, gone)
                     try:
                         yield

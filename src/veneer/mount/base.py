@@ -48,8 +48,9 @@ class Mounter(Protocol):
     def shown(self, target: Path, gone: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Show the tree on ``target``, an existing directory, and serve it as long as the context lasts.
 
-        Whoever unmounts ``target``, and its last user leaves, ends the serving: ``gone`` is called then, once.
-        Before leaving the context its user unmounts ``target``; whoever is still there gets errors afterwards.
+        Whoever unmounts ``target``, and its last user leaves, ends the serving: ``gone`` is called then, at
+        least once. Before leaving the context its user unmounts ``target``; whoever is still there gets errors
+        afterwards.
 
         Raises MountError.
         """

@@ -29,6 +29,7 @@ __all__ = [
     "mount_table",
     "mounts_at",
     "our_mountpoints",
+    "our_mounts_of",
     "unmount_ours",
 ]
 
@@ -69,11 +70,15 @@ def _libc() -> "ctypes.CDLL":
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One row of the mount table."""
+    """One row of a mount table.
+
+    ``device`` is the number of its file system, which all mounts of that have in common: ``major:minor``.
+    """
 
     mountpoint: Path
     fstype: str
     source: str
+    device: str
 
     @property
     def ours(self) -> bool:
@@ -83,39 +88,44 @@ class MountEntry:
 
 def mount_table() -> list[MountEntry]:
     """All mounts that this process sees, in the order they were made."""
-    return [
-        MountEntry(Path(os.fsdecode(_unescape(where))), os.fsdecode(fstype), os.fsdecode(source))
-        for where, fstype, source in _rows()
-    ]
+    return [_entry(*row) for row in _rows(_TABLE)]
+
+
+def our_mounts_of(pid: int) -> list[MountEntry]:
+    """What this program has mounted, as another process sees it. Raises OSError, also when it has ended."""
+    entries = (_entry(*row) for row in _rows(Path(f"/proc/{pid}/mountinfo"), _NAME))
+    return [entry for entry in entries if entry.ours]
 
 
 def mounts_at(mountpoint: Path) -> list[MountEntry]:
     """What is mounted exactly there, the topmost mount last."""
     wanted = os.fsencode(mountpoint)
-    return [
-        MountEntry(mountpoint, os.fsdecode(fstype), os.fsdecode(source))
-        for where, fstype, source in _rows()
-        if _unescape(where) == wanted
-    ]
+    return [_entry(*row) for row in _rows(_TABLE) if _unescape(row[0]) == wanted]
 
 
-def our_mountpoints() -> set[bytes]:
-    """Where this program has mounted something. Cheap enough to be asked at every change of the table."""
+def our_mountpoints() -> dict[bytes, str]:
+    """Where this program has mounted something, and its device. Cheap enough to be asked at every change."""
     return {
-        _unescape(where)
-        for where, fstype, source in _rows(_NAME)
+        _unescape(where): device.decode()
+        for where, fstype, source, device in _rows(_TABLE, _NAME)
         if _is_ours(os.fsdecode(fstype), os.fsdecode(source))
     }
 
 
-def _rows(having: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Mount point, type and source of each row with this text, the mount point as the kernel escapes it."""
-    for line in _TABLE.read_bytes().splitlines():
+def _rows(table: Path, having: bytes = b"") -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+    """Mount point as the kernel escapes it, type, source and device of each row with this text."""
+    for line in table.read_bytes().splitlines():
         if having not in line:
             continue
         before, _, after = line.partition(b" - ")
         fstype, source = after.split(b" ", 2)[:2]
-        yield before.split(b" ", 5)[4], fstype, source
+        fields = before.split(b" ", 5)
+        yield fields[4], fstype, source, fields[2]
+
+
+def _entry(where: bytes, fstype: bytes, source: bytes, device: bytes) -> MountEntry:
+    mountpoint = Path(os.fsdecode(_unescape(where)))
+    return MountEntry(mountpoint, os.fsdecode(fstype), os.fsdecode(source), device.decode())
 
 
 def _is_ours(fstype: str, source: str) -> bool:

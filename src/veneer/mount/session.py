@@ -1,8 +1,9 @@
 """One live mount: the tree that a backend shows, the overlay over it, and how both end.
 
-A session ends when its file system is gone: unmounted through :meth:`MountSession.unmount`, by anybody's
-``umount``, or when the last user of a lazily detached mount has left. Leaving the context ends it in any
-case, by detaching whatever is still mounted.
+A session ends when its file system is gone. Being unmounted, through :meth:`MountSession.unmount` or by
+anybody's ``umount``, is not always the end: it may be mounted elsewhere, in the mount namespace of a container
+for example, and a lazily detached one has users. Leaving the context ends it in any case, by detaching whatever
+is still mounted.
 """
 
 import errno
@@ -20,7 +21,7 @@ from veneer.mount.base import Mounter
 from veneer.mount.overlay import mount_overlay, prepare_upper
 from veneer.mount.superblocks import Superblocks
 from veneer.mount.upper import Upper, discard
-from veneer.mount.users import users_of
+from veneer.mount.users import Holder, holders_of, users_of
 from veneer.mount.watch import MountTableWatch
 from veneer.source.tasks import open_nursery
 from veneer.timing import UNTIMED, Timing
@@ -33,14 +34,18 @@ log = logging.getLogger(__name__)
 class MountSession:
     """A mount that is being served. Belongs to the event loop that made it."""
 
-    def __init__(self, mountpoint: Path, lower: Path | None) -> None:
+    def __init__(self, mountpoint: Path, lower: Path | None, *, alone: bool = True) -> None:
+        """``alone``: nobody else has what is mounted on ``lower``."""
         self.mountpoint = mountpoint
         #: Set when nobody can reach the file system any more.
         self.ended = trio.Event()
+        #: Set when it is not mounted there any more; what is mounted there after that is somebody else's.
+        self.detached = trio.Event()
         self._lower = lower
+        self._alone = alone
         self._unmounting = trio.Lock()
-        # What is mounted there after that is somebody else's.
-        self._detached = False
+        #: Numbers of its file systems, once it has been unmounted.
+        self._devices: set[str] = set()
 
     async def unmount(self, *, lazy: bool = False) -> None:
         """Unmount, or with ``lazy`` only make it unreachable for newcomers.
@@ -49,16 +54,22 @@ class MountSession:
         in use.
         """
         async with self._unmounting:
-            if not self._detached:
-                await trio.to_thread.run_sync(self._unmount, lazy)
-                self._detached = True
+            if not self.detached.is_set():
+                await trio.to_thread.run_sync(self._unmount, self.mountpoint, lazy)
+                self.detached.set()
 
-    def _unmount(self, lazy: bool) -> None:
+    def _unmount(self, mountpoint: Path | None, lazy: bool) -> None:
+        """Unmount what is there and what is below; only that when somebody has unmounted it by hand."""
+        below = self._lower
+        for place in (mountpoint, below if self._alone else None):
+            if place is not None:
+                self._devices |= {entry.device for entry in kernel.mounts_at(place) if entry.ours}
         try:
-            kernel.unmount_ours(self.mountpoint, lazy=lazy)
-            if self._lower is not None:
+            if mountpoint is not None:
+                kernel.unmount_ours(mountpoint, lazy=lazy)
+            if below is not None:
                 # Nobody is meant to be in the private mount below; whoever is must not keep the rest.
-                kernel.unmount_ours(self._lower, lazy=True)
+                kernel.unmount_ours(below, lazy=True)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise MountError(f"cannot unmount {self.mountpoint}: {error.strerror}") from error
@@ -68,6 +79,10 @@ class MountSession:
                 hint="end what uses it, or unmount with --lazy",
             ) from error
 
+    def holders(self) -> list[Holder]:
+        """What keeps the file system after it has been unmounted, as far as can be seen. Blocks."""
+        return holders_of(self._devices) if self._devices else []
+
     async def _follow_superblock(self, over: trio.Event) -> None:
         """End the session when the last user of the overlay has left."""
         await over.wait()
@@ -75,10 +90,14 @@ class MountSession:
         await self.unmount(lazy=True)
         self.ended.set()
 
-    async def _follow_overlay(self, watch: MountTableWatch) -> None:
-        """End the session when somebody unmounts the overlay by hand."""
-        await watch.gone(self.mountpoint)
-        await self.unmount(lazy=True)
+    async def _follow_place(self, watch: MountTableWatch) -> None:
+        """Notice that somebody unmounts it by hand."""
+        device = await watch.gone(self.mountpoint)
+        async with self._unmounting:
+            if not self.detached.is_set():
+                self._devices |= {device} if device else set()
+                await trio.to_thread.run_sync(self._unmount, None, True)
+                self.detached.set()
 
 
 def _overlaid(
@@ -128,7 +147,7 @@ async def mounted(
     """
     if (lower is None) != (upper is None):
         raise ValueError("an overlay takes a lower and an upper directory")
-    session = MountSession(mountpoint, lower)
+    session = MountSession(mountpoint, lower, alone=superblocks is None)
     began = time.monotonic()
     try:
         async with mounter.shown(lower or mountpoint, session.ended.set), open_nursery() as nursery:
@@ -141,10 +160,10 @@ async def mounted(
                         )
                     if over is not None:
                         nursery.start_soon(session._follow_superblock, over)
-                    if watch is None:
-                        watch = MountTableWatch()
-                        await nursery.start(watch.serve)
-                    nursery.start_soon(session._follow_overlay, watch)
+                if watch is None:
+                    watch = MountTableWatch()
+                    await nursery.start(watch.serve)
+                nursery.start_soon(session._follow_place, watch)
                 yield session
             finally:
                 with trio.CancelScope(shield=True):

@@ -97,6 +97,7 @@ class MountRecord:
         devices: where the devices below an EROFS tree are, for the time of mounting.
         upper: the writable layer of that overlay.
         made_mountpoint: whether ``mountpoint`` was made for this mount and goes with it.
+        vacated: of a detached mount: a directory that was made for it, and in which others see it still.
         container: for ``run``: the runtime's program and its name for the container.
         daemon: whether the resident daemon serves it: then nobody else may clean it up, and ``process`` says
             nothing about whether it is alive.
@@ -112,6 +113,7 @@ class MountRecord:
     devices: Path | None = None
     upper: Upper | None = None
     made_mountpoint: bool = False
+    vacated: Path | None = None
     container: tuple[str, str] | None = None
     daemon: bool = False
     since: float = field(default_factory=time.time)
@@ -125,7 +127,7 @@ class MountRecord:
         """Read what :meth:`to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         if not isinstance(value, dict) or set(value) != {item.name for item in fields(cls)}:
             raise ValueError("not a mount record")
-        upper, lower, devices = value["upper"], value["lower"], value["devices"]
+        upper, lower, devices, vacated = (value[name] for name in ("upper", "lower", "devices", "vacated"))
         return cls(
             **value
             | {
@@ -133,6 +135,7 @@ class MountRecord:
                 "process": Process(**value["process"]),
                 "lower": None if lower is None else Path(lower),
                 "devices": None if devices is None else Path(devices),
+                "vacated": None if vacated is None else Path(vacated),
                 "upper": upper and Upper(Path(upper["directory"]), Path(upper["work"]), upper["private"]),
                 "container": value["container"] and tuple(value["container"]),
             }
@@ -225,13 +228,21 @@ def detach(record: MountRecord) -> None:
             raise MountError(f"cannot unmount {target}: {error.strerror}") from error
     if record.upper is not None:
         discard(record.upper)
-    if record.made_mountpoint:
-        with contextlib.suppress(OSError):  # somebody put something into it: theirs now
-            record.mountpoint.rmdir()
+    made = record.mountpoint if record.made_mountpoint else record.vacated
+    if made is not None:
+        with contextlib.suppress(OSError):  # somebody put something into it, or mounted there: theirs now
+            made.rmdir()
 
 
-def retire(run_dir: Path, record: MountRecord) -> MountRecord:
-    """Give up the place of a mount that has been detached but is still in use, so that another can have it."""
+def retire(run_dir: Path, record: MountRecord, *, seen_elsewhere: bool = False) -> MountRecord:
+    """Give up the place of a mount that has been detached but is still in use, so that another can have it.
+
+    Args:
+        run_dir: where mounts are recorded.
+        record: of the mount.
+        seen_elsewhere: whether it is mounted in another mount namespace. To remove its mount point, which works
+            here, would unmount it there.
+    """
     # Not of the process: it may have several such mounts of one place.
     name = f"{record.id}-{os.urandom(4).hex()}"
     directory, new = directory_of(run_dir, record.id), directory_of(run_dir, name)
@@ -243,8 +254,9 @@ def retire(run_dir: Path, record: MountRecord) -> MountRecord:
         lower=None,
         devices=None,
         made_mountpoint=False,
+        vacated=record.mountpoint if record.made_mountpoint and seen_elsewhere else None,
     )
-    if record.made_mountpoint:
+    if record.made_mountpoint and not seen_elsewhere:
         with contextlib.suppress(OSError):
             record.mountpoint.rmdir()
     _write(directory / f".{_STATE}", detached)

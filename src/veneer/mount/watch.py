@@ -2,6 +2,7 @@
 
 import os
 import select
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -14,18 +15,30 @@ __all__ = ["RECHECK_S", "MountTableWatch"]
 RECHECK_S = 2.0
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """For one mount point; ``device`` is what was mounted there last."""
+
+    gone: trio.Event = field(default_factory=trio.Event)
+    device: str | None = None
+
+
 class MountTableWatch:
     """Looks at the mount table of this process whenever it changes, for all who wait for a mount to go."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Path, trio.Event] = {}
+        self._waiting: dict[Path, _Waiting] = {}
         self._wanted = trio.Event()
 
-    async def gone(self, mountpoint: Path) -> None:
-        """Wait until nothing that this program made is mounted there."""
-        event = self._waiting.setdefault(mountpoint, trio.Event())
+    async def gone(self, mountpoint: Path) -> str | None:
+        """Wait until nothing that this program made is mounted there.
+
+        Returns the device of what was; None if that has never been seen.
+        """
+        waiting = self._waiting.setdefault(mountpoint, _Waiting())
         self._wanted.set()
-        await event.wait()
+        await waiting.gone.wait()
+        return waiting.device
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look until cancelled."""
@@ -46,5 +59,9 @@ class MountTableWatch:
 
     def _look(self) -> None:
         mounted = kernel.our_mountpoints()
-        for mountpoint in [path for path in self._waiting if os.fsencode(path) not in mounted]:
-            self._waiting.pop(mountpoint).set()
+        for mountpoint, waiting in list(self._waiting.items()):
+            device = mounted.get(os.fsencode(mountpoint))
+            if device is None:
+                self._waiting.pop(mountpoint).gone.set()
+            else:
+                waiting.device = device
