@@ -169,6 +169,12 @@ class Service:
             raise MountError("the mount is not ready yet")
         await self.session.unmount(lazy=lazy)
 
+    async def give_up(self) -> None:
+        """Have nobody come to it any more, and free its place, whoever uses it."""
+        await self.unmount(lazy=True)
+        if self.session is not None:
+            await self._free_place(await trio.to_thread.run_sync(self.session.holders))
+
     async def end(self, *, lazy: bool) -> list[str] | None:
         """Unmount it, and wait for its end, but not for long.
 
@@ -203,11 +209,14 @@ class Service:
         # It may take its time to end, or its users cannot be seen.
         if await self.ended(0 if holders or used else LINGER_S):
             return None
-        seen_elsewhere = any(holder.elsewhere for holder in holders)
-        await trio.to_thread.run_sync(partial(self.place.retire, seen_elsewhere=seen_elsewhere))
+        await self._free_place(holders)
         users = ", ".join(holder.text for holder in holders)
         log.info("unmounted and in use still, serving it on id=%s users=%r", self.place.record.id, users)
         return holders
+
+    async def _free_place(self, holders: Sequence[Holder]) -> None:
+        seen_elsewhere = any(holder.elsewhere for holder in holders)
+        await trio.to_thread.run_sync(partial(self.place.retire, seen_elsewhere=seen_elsewhere))
 
     async def ended(self, within_s: float) -> bool:
         """Wait for the end of what has been unmounted: whether nobody had it any more within this time."""

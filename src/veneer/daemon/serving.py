@@ -130,7 +130,7 @@ async def serve(
                     what = holding.store, holding.attached, guards.devices.consider
                     nursery.start_soon(complete_devices, *what)
                 if mounter.tainted:
-                    await service.unmount(lazy=True)
+                    await service.give_up()
                 ready(service)
                 there.set()
                 await session.ended.wait()
