@@ -55,7 +55,7 @@ def test_mount_status_and_umount(workplace: Path, settings: Settings, image: str
     assert mountpoint in shown
     (links,) = status["daemon"]["links"].values()
     assert all(link["most_requests"] == 16 for link in links.values())
-    assert "of 16 requests running, background without a limit" in shown
+    assert "not measured yet; 0 of 16 requests running, background without a limit" in shown
 
     assert veneer(settings, "umount", mountpoint).returncode == 0
     assert not mounts_at(workplace / "mnt")

@@ -97,3 +97,8 @@ def test_what_cannot_be_timed_is_said(workplace: Path, settings: Settings, image
     broken = workplace / "broken.json"
     broken.write_text("{}")
     assert veneer(settings, "trace", "draw", str(broken), str(workplace / "x.svg")).returncode == 20
+    done = veneer(settings, "trace", "show", str(broken))
+    assert (done.returncode, done.stderr.splitlines()[1]) == (
+        2,
+        f"hint: to draw a timing record: veneer trace draw {broken} NAME.svg",
+    )

@@ -132,8 +132,8 @@ def uses(profile: Profile, layer: Digest) -> list[tuple[int, int]]:
     return [(use.offset, use.length) for use in profile.uses if use.layer == layer]
 
 
-def mounting(sample: Sample, directory: Path, settings: Settings) -> MountInfo:
-    return client.mount_image(MountRequest.create(sample.name, directory, settings))
+def mounting(sample: Sample, directory: Path, settings: Settings, *, writable: bool = False) -> MountInfo:
+    return client.mount_image(MountRequest.create(sample.name, directory, settings, writable=writable))
 
 
 def fill(sample: Sample, settings: Settings) -> None:
@@ -193,7 +193,9 @@ def test_reads_of_other_mounts_are_warned_of(workplace: Path, settings: Settings
     assert len(notices) == 1
     assert "other mounts have layers of this image" in notices[0]
     mounts.umount(workplace / "mnt", settings.run_dir)
-    record(sample, settings)
+    mounting(sample, workplace / "mnt", settings, writable=True)
+    mounts.umount(workplace / "mnt", settings.run_dir)
+    record(sample, settings)  # what is kept for another start is in nobody's way
 
 
 def test_a_mount_that_is_not_recorded_costs_what_it_did(

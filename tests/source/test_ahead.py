@@ -10,6 +10,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from veneer.cli.status import ASKED_AHEAD
 from veneer.errors import IntegrityError, Unavailable
 from veneer.source import ahead
 from veneer.source.ahead import AheadBlob
@@ -158,3 +159,7 @@ async def test_a_source_that_gives_too_little_or_too_much_is_an_error(size: int)
 
     with pytest.raises(IntegrityError, match=f"of {len(DATA)} bytes at 0"):
         await AheadBlob(Wrong()).read(0, len(DATA))
+
+
+def test_its_times_are_not_taken_for_those_of_the_source() -> None:
+    assert AheadBlob(Blob()).name == ASKED_AHEAD + Blob.name

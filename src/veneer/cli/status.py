@@ -137,6 +137,10 @@ def _describe_kept(tree: "dict[str, Any]") -> str:
     return line
 
 
+#: What links are called whose times say nothing about the way to the registry: see veneer.source.ahead.
+ASKED_AHEAD = "ahead:"
+
+
 def _describe_link(host: str, link: "dict[str, Any]") -> str:
     """A registry: who has what of it, of how much."""
     classes = link["classes"]
@@ -146,11 +150,14 @@ def _describe_link(host: str, link: "dict[str, Any]") -> str:
         if one["requests"] or one["queued_spans"]:
             waiting = f", {one['queued_spans']} spans waiting" if one["queued_spans"] else ""
             parts.append(f"{name} {size_text(one['bytes'])} in {one['requests']} requests{waiting}")
+    if host.startswith(ASKED_AHEAD):
+        host = host.removeprefix(ASKED_AHEAD)
+        return f"  {host}, asked for together with an index: {'; '.join(parts) or 'nothing'}"
     rate = link["background_bytes_per_s"]
     budget = f"background at most {size_text(rate)}/s" if rate else "background without a limit"
+    speed = f"{link['rtt_ms']:.1f} ms, {size_text(link['bytes_per_s'])}/s" if parts else "not measured yet"
     return (
-        f"  {host}: {link['rtt_ms']:.1f} ms, {size_text(link['bytes_per_s'])}/s; "
-        f"{running} of {link['most_requests']} requests running, {budget}\n"
+        f"  {host}: {speed}; {running} of {link['most_requests']} requests running, {budget}\n"
         f"    {'; '.join(parts) or 'nothing was asked of it'}"
     )
 

@@ -48,7 +48,10 @@ def show(invocation: Invocation, args: ShowArguments) -> int:
     place = Path(os.path.realpath(args.mount))
     found = [one for one in mount_records(run_dir) if args.mount == one.id or place == one.mountpoint]
     if not found:
-        raise UsageError(f"{args.mount} is no mount of veneer's", hint="veneer status lists what is mounted")
+        hint = "veneer status lists what is mounted"
+        if os.path.isfile(args.mount):
+            hint = f"to draw a timing record: veneer trace draw {args.mount} NAME.svg"
+        raise UsageError(f"{args.mount} is no mount of veneer's", hint=hint)
     record = timing_of(found[-1].id, run_dir)
     _put_out(invocation, record, args.output)
     return 0

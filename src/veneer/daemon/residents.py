@@ -149,7 +149,7 @@ class Residents:
                         nursery.start_soon(claimed, claim)
                     else:
                         self._places.add(place)
-                    await self.trees.let_go_deleted()
+                    await (self.trees.let_go() if request.record else self.trees.let_go_deleted())
                     # What is there has to be served as it was made; what is recorded must not go to a pack.
                     pack = existing.pack if existing else None if request.record else request.workload
                     holding, before = await self.holdings.take(
