@@ -467,6 +467,24 @@ async def test_a_sidecar_that_was_refuted_is_not_used_again(
         assert image.index_descriptor.digest == lie.index.digest, "what was refuted is forgotten"
 
 
+async def test_a_right_sidecar_is_looked_for_as_soon_as_the_known_one_was_refuted(
+    registry: ScriptedRegistry,
+    app: Layout,
+    settings: Settings,
+    elsewhere: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reference = f"{registry.host}/app:gzip"
+    lie = await a_lie(reference, settings, monkeypatch)
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_descriptor == lie.index
+    right = await make_sidecar(reference, settings, push=True)
+    await refute(reference, elsewhere, "mount")
+    async with open_image(reference, elsewhere) as image:
+        assert image.index_descriptor == right.index
+        assert await content(image, elsewhere, b"text") == TEXT
+
+
 def copy_of_notes(settings: Settings) -> Path:
     """Another cache directory, with nothing but the notes of what was refuted."""
     other = settings.cache_dir.with_name("notes")
@@ -512,13 +530,14 @@ def profile_of(app: Layout, tag: str) -> Profile:
     return Profile("default", "", ("true",), 1, (Use(layer, 1 << 20, 1 << 20, 1.0, 0.0),))
 
 
+@pytest.mark.parametrize("last", [True, False])
 async def test_packs_come_with_the_sidecar(
-    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings
+    registry: ScriptedRegistry, app: Layout, settings: Settings, elsewhere: Settings, last: bool
 ) -> None:
     reference = f"{registry.host}/app:gzip"
-    await make_sidecar(reference, settings, push=True)
-    made = await make_sidecar(reference, settings, push=True, profiles=[profile_of(app, "gzip")])
-    assert [pack.workload for pack in made.packs] == ["default"]
+    for profiles in ([], [profile_of(app, "gzip")]) if last else ([profile_of(app, "gzip")], []):
+        made = await make_sidecar(reference, settings, push=True, profiles=profiles)
+        assert [pack.workload for pack in made.packs] == ["default"] * len(profiles)
     del registry.requests[:]
     async with open_image(reference, elsewhere, pack="default") as image:
         assert image.pack is not None
@@ -527,7 +546,7 @@ async def test_packs_come_with_the_sidecar(
         assert len(registry.requests) == 1 + 1 + 2 + 3
         assert (await verify_image(image, cache_dir=elsewhere.cache_dir)).ok
     async with open_image(reference, settings, pack="default") as image:
-        assert image.pack is not None
+        assert (image.pack is not None) == last, "this host has the one that it made last"
 
 
 async def test_a_pack_does_not_outlive_the_index_that_it_came_with(
