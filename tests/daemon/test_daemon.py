@@ -682,6 +682,15 @@ def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: 
     assert mount_records(settings.run_dir) == []
 
 
+def test_a_place_can_be_used_again_as_soon_as_it_has_been_unmounted_by_hand(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    for _ in range(5):
+        mount(image, workplace / "mnt", settings, writable=True)
+        subprocess.run(["umount", workplace / "mnt"], check=True)
+    nothing_mounted(settings)
+
+
 def test_stopping_waits_for_users_and_asks_before_it_detaches(
     workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

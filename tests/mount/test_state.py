@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from veneer.errors import MountError
+from veneer.mount import state
 from veneer.mount.state import (
     MountRecord,
     claim,
@@ -42,6 +43,23 @@ def test_a_place_is_claimed_once_until_it_is_released(tmp_path: Path) -> None:
     release(tmp_path, record)
     assert mount_records(tmp_path) == []
     claim(tmp_path, record)
+
+
+def test_a_place_can_be_claimed_while_what_was_there_is_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_at(tmp_path / "mnt")
+    (claim(tmp_path, record) / "lower").mkdir()
+    remove = state._remove
+
+    def claim_and_remove(directory: Path) -> None:
+        place = claim(tmp_path, record)
+        assert [path.name for path in place.iterdir()] == ["state.json"], "nothing of the last one"
+        remove(directory)
+
+    monkeypatch.setattr(state, "_remove", claim_and_remove)
+    release(tmp_path, record)
+    assert mount_records(tmp_path) == [record]
 
 
 def test_a_retired_record_frees_the_place_and_no_longer_names_it(tmp_path: Path) -> None:

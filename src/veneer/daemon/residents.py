@@ -24,6 +24,7 @@ from veneer.events import Reporter, silent
 from veneer.image import Image
 from veneer.mount.base import Choice
 from veneer.mount.fsmount import can_clone
+from veneer.mount.kernel import mounts_at
 from veneer.mount.resident import Guards, ResidentMounter
 from veneer.mount.scribe_main import Commission, Pack
 from veneer.mount.shared import SharedMounter
@@ -35,7 +36,7 @@ __all__ = ["Residents"]
 
 log = logging.getLogger(__name__)
 
-#: What a container leaves is a mount to undo, which takes milliseconds, unless something else uses it.
+#: What a container leaves, or an unmount by hand, is undone in milliseconds, unless something else uses it.
 SETTLE_S = 2.0
 
 
@@ -61,6 +62,8 @@ class Residents:
         self._services: set[Service] = set()
         # Of all mounts, from before there is anything in them until they have been cleaned up.
         self._places: set[Place] = set()
+        #: Those of them that have been mounted.
+        self._shown: set[Place] = set()
         self._noted: set[Path] = set()
         self._noting = trio.Lock()
         self._run_dir = run_dir
@@ -109,6 +112,17 @@ class Residents:
         while place in self._places:
             await self.changed()
 
+    async def _vacated(self, mountpoint: Path) -> None:
+        """Wait, but not for long, until what somebody has just unmounted there by hand has left nothing."""
+
+        def is_leaving() -> bool:
+            there = any(place.record.mountpoint == mountpoint for place in self._shown)
+            return there and not any(entry.ours for entry in mounts_at(mountpoint))
+
+        with trio.move_on_after(SETTLE_S):
+            while is_leaving():
+                await self.changed()
+
     async def settle(self) -> None:
         """Wait, but not for long, until the mounts of containers whose owners have ended are gone."""
         over = {place for place in self._places if place.is_over}
@@ -137,6 +151,8 @@ class Residents:
 
         async def claimed(claim: Callable[[], Place]) -> None:
             nonlocal place
+            if not request.container:
+                await self._vacated(request.mountpoint)
             place = await trio.to_thread.run_sync(claim)
             self._places.add(place)
 
@@ -167,11 +183,12 @@ class Residents:
                 def ready(service: Service) -> None:
                     nonlocal started
                     started = True
+                    self._shown.add(mounting.place)
                     timing.mark("mounted")
                     task_status.started(service)
 
-                made = Mounting(request, choice, place, holding, before, timing, existing)
-                await self._serve(made, ready)
+                mounting = Mounting(request, choice, place, holding, before, timing, existing)
+                await self._serve(mounting, ready)
             finally:
                 with trio.CancelScope(shield=True):
                     if place is not None and (started or existing is None):
@@ -180,6 +197,7 @@ class Residents:
                         self.holdings.give_back(holding)
                     if place is not None:
                         self._places.discard(place)
+                        self._shown.discard(place)
         except VeneerError as error:
             if not started:
                 raise

@@ -30,8 +30,9 @@ KEEP_S = 300.0
 #: Trees that nobody uses: each is an open image, some megabytes of this process, besides what the kernel gives
 #: up by itself when memory is short.
 MOST_KEPT = 8
-#: Letting go takes milliseconds. When it takes longer, somebody has it in a place that we do not know.
-_LET_GO_S = 2.0
+#: Letting go takes milliseconds, or on a machine that is overloaded seconds; who does not wait for it goes on
+#: filling files that are deleted. When it takes longer, somebody has it in a place that we do not know.
+_LET_GO_S = 10.0
 
 
 @dataclass(slots=True, eq=False)

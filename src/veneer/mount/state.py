@@ -170,10 +170,10 @@ def claiming(run_dir: Path) -> Iterator[None]:
 def claim(run_dir: Path, record: MountRecord) -> Path:
     """Make the directory of a mount with its record in it, at once. Raises MountError when it exists."""
     directory = directory_of(run_dir, record.id)
-    draft = directory.with_name(f".{record.id}.{record.process.pid}")
+    draft = _aside(directory, record.process.pid)
     try:
         _make_mounts(run_dir)
-        draft.mkdir(exist_ok=True, mode=0o700)
+        draft.mkdir(mode=0o700)
         _write(draft / _STATE, record)
         # Renaming onto a directory that is not empty fails, so exactly one of two claims succeeds.
         draft.rename(directory)
@@ -271,11 +271,16 @@ def release(run_dir: Path, record: MountRecord) -> None:
     inside = [e.mountpoint for e in kernel.mount_table() if directory in e.mountpoint.parents]
     if inside:
         raise MountError(f"cannot remove {directory}: {inside[0]} is still mounted")
-    gone = directory.with_name(f".{record.id}.{os.getpid()}")
+    gone = _aside(directory, os.getpid())
     with contextlib.suppress(FileNotFoundError):
         # At once, so that no half-removed directory is in the way of the next mount.
         directory.rename(gone)
     _remove(gone)
+
+
+def _aside(directory: Path, pid: int) -> Path:
+    """A name for what is not a mount's directory yet, or not any more; no other thread has it either."""
+    return directory.with_name(f".{directory.name}-{os.urandom(4).hex()}.{pid}")
 
 
 def sweep(run_dir: Path) -> None:
