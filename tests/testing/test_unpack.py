@@ -58,6 +58,18 @@ def test_umoci_leaves_the_same_tree(tmp_path: Path) -> None:
     assert difference(scan(tmp_path / "bundle/rootfs"), scan(tmp_path / "ours")) == []
 
 
+def test_times_do_not_follow_a_symlink_in_the_place_of_a_parent(tmp_path: Path) -> None:
+    below = tar(
+        [
+            TarItem(b"a/kept", "dir", mtime_ns=3),
+            TarItem(b"a/gone", "dir", mtime_ns=5),
+            TarItem(b"a/gone/kept", "dir", mtime_ns=7),
+        ]
+    )
+    unpack_layers([below, tar([TarItem(b"a/gone", "symlink", link=b".")])], tmp_path)
+    assert (tmp_path / "a/kept").stat().st_mtime_ns == 3
+
+
 def test_a_scan_notices_every_kind_of_change(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     os.link(tmp_path / "file", tmp_path / "name")

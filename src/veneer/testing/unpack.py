@@ -48,9 +48,9 @@ def unpack_layers(layers: Iterable[bytes], root: Path, devices: str = "drop") ->
             if device and (devices == "drop" or empty):
                 os.unlink(os.path.join(directory, name))
     for path, time in times.items():
-        full = os.path.join(os.fsencode(root), path)
-        if os.path.isdir(full) and not os.path.islink(full):
-            os.utime(full, ns=(time, time))
+        # A symlink may have come in the place of a parent since, and lead to another directory.
+        if _is_reached(os.fsencode(root), path):
+            os.utime(os.path.join(os.fsencode(root), path), ns=(time, time))
 
 
 def _bytes(text: str) -> bytes:
@@ -63,6 +63,12 @@ def _parts(name: str) -> list[bytes]:
 
 def _real_directory(path: bytes) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _is_reached(root: bytes, path: bytes) -> bool:
+    """Whether all of a relative path are directories."""
+    parts = path.split(b"/")
+    return all(_real_directory(os.path.join(root, *parts[:depth])) for depth in range(1, len(parts) + 1))
 
 
 def _apply(layer: bytes, root: bytes, times: dict[bytes, int]) -> None:
