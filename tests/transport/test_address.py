@@ -55,6 +55,19 @@ def test_plain_http_may_redirect_to_either() -> None:
         assert redirect_target("http://a.example/", location, "app") == location
 
 
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("https://Registry.example/v2/", "registry.example"),
+        ("https://registry.example:443/", "registry.example"),
+        ("http://registry.example:443/", "registry.example:443"),
+        ("http://[::1]:5000/", "[::1]:5000"),
+    ],
+)
+def test_messages_name_a_port_that_is_not_the_usual_one(url: str, address: str) -> None:
+    assert origin_of(url).address == address
+
+
 def test_origin_is_scheme_host_and_port() -> None:
     assert same_origin("https://A.example/x", "https://a.example:443/y?z")
     for other in (

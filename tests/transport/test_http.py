@@ -129,7 +129,7 @@ async def test_refused_connection(transport: Transport) -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
-    with pytest.raises(Unavailable, match=r"app: GET 127\.0\.0\.1: no connection: connection refused$"):
+    with pytest.raises(Unavailable, match=r"app: GET 127\.0\.0\.1:\d+: no connection: connection refused$"):
         await fetch(transport, f"http://127.0.0.1:{port}/")
 
 

@@ -54,7 +54,7 @@ async def failure(
     await response.discard()
     request, status = response.request, response.status
     codes, details = _parse_errors(body, _sent_secrets(request))
-    host = origin_of(request.url).host
+    host = origin_of(request.url).address
     message = f"{request.what}: {request.method} {host}: answered {status}{details}"
     after = parse_retry_after(response.header("Retry-After"))
     if status == 429 or (400 <= status < 500 and "TOOMANYREQUESTS" in codes):

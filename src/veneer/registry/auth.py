@@ -108,8 +108,7 @@ class Authenticator:
     async def _ping(self, response: Response, what: str) -> Challenge | None:
         """The challenge of the API's root: some registries refuse a request without one."""
         origin = origin_of(response.url)
-        host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        request = Request("GET", f"{origin.scheme}://{host}:{origin.port}/v2/", what)
+        request = Request("GET", f"{origin.scheme}://{origin.address}/v2/", what)
         async with await self._transport.send(request) as answer:
             await answer.discard()
             return self._choose(answer, what)
@@ -138,10 +137,10 @@ class Authenticator:
             raise RegistryError(f"{what}: {self._host} names a token service without a valid address") from None
         if origin.scheme == "http" and (
             response.url.startswith("https:")
-            or not self._transport.allows_plain(f"{origin.host}:{origin.port}")
+            or not self._transport.allows_plain(origin.address)
         ):
             raise RegistryError(
-                f"{what}: {self._host} names a token service at {origin.host} over plain http, refused",
+                f"{what}: {self._host} names a token service at {origin.address} over plain http, refused",
                 hint="credentials would travel unprotected; the registry's configuration must be mended",
             )
 
@@ -205,7 +204,7 @@ def _token_request(
 
 
 def _parse_token(data: bytes, request: Request) -> tuple[str, float]:
-    host = origin_of(request.url).host
+    host = origin_of(request.url).address
     malformed = RegistryError(f"{request.what}: {request.method} {host}: the token service sent no valid token")
     try:
         answer: Json = parse_json(data, "token", limit=_MAX_TOKEN_ANSWER)

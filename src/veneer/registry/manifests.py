@@ -86,14 +86,14 @@ class Manifests:
         if asked is not None and asked != digest:
             if asked.algorithm != digest.algorithm:
                 return None
-            raise IntegrityError(f"{what}: HEAD {origin_of(response.url).host}: announces {digest}")
+            raise IntegrityError(f"{what}: HEAD {origin_of(response.url).address}: announces {digest}")
         return Descriptor(media_type, digest, size)
 
     async def _get(self, reference: str, what: str) -> StoredManifest:
         call = Call("GET", f"manifests/{reference}", what, _OK, headers=_ACCEPT)
         async with await self._session.send(call) as response:
             data = await response.body(MAX_MANIFEST_SIZE)
-        where = f"{what}: GET {origin_of(response.url).host}"
+        where = f"{what}: GET {origin_of(response.url).address}"
         asked, announced = _digest_in(reference), _announced(response, what)
         if announced is not None:
             announced.check(data, f"{where}: not what Docker-Content-Digest says")
@@ -115,7 +115,7 @@ class Manifests:
             await response.discard()
             announced = _announced(response, what)
         if announced is not None:
-            announced.check(parsed.raw, f"{what}: PUT {origin_of(response.url).host}: stored as something else")
+            announced.check(parsed.raw, f"{what}: PUT {origin_of(response.url).address}: stored as something else")
         return parsed.subject is not None and response.header("OCI-Subject") == str(parsed.subject.digest)
 
     def _what(self, reference: str) -> str:
@@ -134,7 +134,7 @@ def _announced(response: Response, what: str) -> Digest | None:
     try:
         return Digest.parse(value)
     except UsageError:
-        where = f"{what}: {response.request.method} {origin_of(response.url).host}"
+        where = f"{what}: {response.request.method} {origin_of(response.url).address}"
         raise IntegrityError(f"{where}: announces the digest {redact_text(value, 80)!r}") from None
 
 

@@ -147,7 +147,7 @@ class Session:
             await response.discard()
             url = redirect_target(url, response.header("Location"), call.what)
         raise RegistryError(
-            f"{call.what}: {call.method} {origin_of(base).host}: more than {_MAX_HOPS} redirects",
+            f"{call.what}: {call.method} {origin_of(base).address}: more than {_MAX_HOPS} redirects",
             status=status,
         )
 

@@ -29,6 +29,12 @@ class Origin(NamedTuple):
     host: str
     port: int
 
+    @property
+    def address(self) -> str:
+        """Host and port as they stand in a URL, and in messages; without the port that the scheme implies."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
 
 def _split(url: str) -> SplitResult | None:
     try:
@@ -63,10 +69,10 @@ def redirect_target(url: str, location: str, what: str) -> str:
         target = ""
     parts = _split(target)
     if parts is None or _UNSAFE.search(target) or parts.username is not None or parts.password is not None:
-        raise RegistryError(f"{what}: {origin_of(url).host} sent an unusable Location")
+        raise RegistryError(f"{what}: {origin_of(url).address} sent an unusable Location")
     if url.startswith("https:") and parts.scheme != "https":
         raise RegistryError(
-            f"{what}: {origin_of(url).host} sends from https to plain http at {parts.hostname}, refused",
+            f"{what}: {origin_of(url).address} sends from https to plain http at {origin_of(target).address}, refused",
             hint="a registry behind a TLS proxy must be told its public address (X-Forwarded-Proto)",
         )
     return target

@@ -144,7 +144,7 @@ class Response:
         self._waited_s += trio.current_time() - before
         if self._waited_s > self._transport.stall_s + self._received / MIN_RATE:
             raise Unavailable(
-                f"{self.request.what}: {self.request.method} {origin_of(self.url).host}: stalled, "
+                f"{self.request.what}: {self.request.method} {origin_of(self.url).address}: stalled, "
                 f"{self._received} bytes in {self._waited_s:.0f} s"
             )
         return chunk
@@ -154,7 +154,7 @@ class Response:
         data = await self.prefix(limit + 1)
         if len(data) > limit:
             raise RegistryError(
-                f"{self.request.what}: {self.request.method} {origin_of(self.url).host}: "
+                f"{self.request.what}: {self.request.method} {origin_of(self.url).address}: "
                 f"the answer is longer than the {limit} bytes allowed",
                 status=self.status,
             )
@@ -306,7 +306,7 @@ class Transport:
     def fail(self, error: httpx.HTTPError, request: Request) -> NoReturn:
         """Raise the error of the tree that stands for one of httpx."""
         reason = _diagnose(error, self.stall_s)
-        host = origin_of(request.url).host
+        host = origin_of(request.url).address
         message = f"{request.what}: {request.method} {host}: {reason.text}"
         hint = reason.hint.format(host=host) if reason.hint else None
         if reason.temporary:
