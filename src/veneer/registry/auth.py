@@ -136,8 +136,7 @@ class Authenticator:
         except RegistryError:
             raise RegistryError(f"{what}: {self._host} names a token service without a valid address") from None
         if origin.scheme == "http" and (
-            response.url.startswith("https:")
-            or not self._transport.allows_plain(origin.address)
+            response.url.startswith("https:") or not self._transport.allows_plain(origin.address)
         ):
             raise RegistryError(
                 f"{what}: {self._host} names a token service at {origin.address} over plain http, refused",

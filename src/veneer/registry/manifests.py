@@ -115,7 +115,9 @@ class Manifests:
             await response.discard()
             announced = _announced(response, what)
         if announced is not None:
-            announced.check(parsed.raw, f"{what}: PUT {origin_of(response.url).address}: stored as something else")
+            announced.check(
+                parsed.raw, f"{what}: PUT {origin_of(response.url).address}: stored as something else"
+            )
         return parsed.subject is not None and response.header("OCI-Subject") == str(parsed.subject.digest)
 
     def _what(self, reference: str) -> str:

@@ -72,7 +72,8 @@ def redirect_target(url: str, location: str, what: str) -> str:
         raise RegistryError(f"{what}: {origin_of(url).address} sent an unusable Location")
     if url.startswith("https:") and parts.scheme != "https":
         raise RegistryError(
-            f"{what}: {origin_of(url).address} sends from https to plain http at {origin_of(target).address}, refused",
+            f"{what}: {origin_of(url).address} sends from https to plain http at "
+            f"{origin_of(target).address}, refused",
             hint="a registry behind a TLS proxy must be told its public address (X-Forwarded-Proto)",
         )
     return target
