@@ -1,7 +1,7 @@
 """A store whose idea of idleness has a clock that stands still until it is moved."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -27,11 +27,13 @@ class Clock:
 @asynccontextmanager
 async def owning_store(directory: Path, clock: Clock, *, quota: int = 1 << 30) -> AsyncIterator[SpanStore]:
     """A store on ``directory / "cache"``, as :func:`open_store` makes one."""
-    async with trio.open_nursery() as nursery:
-        cache = DeviceCache(directory / "cache", quota, rule=IdleRule(clock=clock))
-        store = SpanStore(cache, nursery=nursery, read_deadline_s=30)
-        try:
-            yield store
-        finally:
-            nursery.cancel_scope.cancel()
-            store.close()
+    cache = DeviceCache(directory / "cache", quota, rule=IdleRule(clock=clock))
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            store = SpanStore(cache, nursery=nursery, read_deadline_s=30)
+            # Outside of the nursery: what came along with a read may be in a thread still.
+            stack.callback(store.close)
+            try:
+                yield store
+            finally:
+                nursery.cancel_scope.cancel()
