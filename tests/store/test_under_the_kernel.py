@@ -67,7 +67,8 @@ async def owner(
 
 @pytest.mark.root
 async def test_the_next_owner_goes_on_where_the_last_one_died(tmp_path: Path) -> None:
-    one, clock = sample([SPAN] * 16, codecs=(ZSTD,)), Clock()
+    # More than one miss brings, so that it is not complete by the time that something is to be evicted.
+    one, clock = sample([SPAN] * 64, codecs=(ZSTD,)), Clock()
     source, size = ScriptedSource(one.blob), len(one.plain)
     index = replace(one_file(one.plain), devices=(one.device,))
     image, group = write_erofs(one_file(one.plain)).data, fanotify.open_group()
