@@ -13,7 +13,12 @@ import select
 import time
 from _signal import set_wakeup_fd  # type: ignore[import-not-found] # without the enums around it
 
-__all__ = ["wait_readable"]
+# typing takes longer to import than all of this; type checkers know the name.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["wait_any", "wait_readable"]
 
 _CHUNK = 64 << 10
 
@@ -23,6 +28,11 @@ def wait_readable(fd: int, timeout_s: float | None = None) -> bool:
 
     Raises what handlers of signals raise.
     """
+    return bool(wait_any((fd,), timeout_s))
+
+
+def wait_any(fds: "Iterable[int]", timeout_s: float | None = None) -> set[int]:
+    """The same for any of several; those of which it is so, none when the time was over."""
     until = None if timeout_s is None else time.monotonic() + timeout_s
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -32,7 +42,7 @@ def wait_readable(fd: int, timeout_s: float | None = None) -> bool:
         except ValueError:
             before = None  # signals are the main thread's
         try:
-            return _poll(fd, woken, until)
+            return _poll(fds, woken, until)
         finally:
             if before is not None:
                 set_wakeup_fd(before)
@@ -41,15 +51,13 @@ def wait_readable(fd: int, timeout_s: float | None = None) -> bool:
         os.close(wake)
 
 
-def _poll(fd: int, woken: int, until: float | None) -> bool:
+def _poll(fds: "Iterable[int]", woken: int, until: float | None) -> set[int]:
     poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    poller.register(woken, select.POLLIN)
+    for fd in (*fds, woken):
+        poller.register(fd, select.POLLIN)
     while True:
         left_ms = None if until is None else max(0.0, 1000 * (until - time.monotonic()))
-        ready = dict(poller.poll(left_ms))
-        if fd in ready:
-            return True
-        if not ready:
-            return False
+        ready = {fd for fd, _ in poller.poll(left_ms)}
+        if ready != {woken}:
+            return ready - {woken}
         os.read(woken, _CHUNK)

@@ -6,7 +6,6 @@ imported here that an interpreter has not loaded anyway, but for what is written
 """
 
 import os
-import select
 import sys
 import time
 from _signal import (  # type: ignore[import-not-found] # without the enums around it
@@ -18,9 +17,10 @@ from _signal import (  # type: ignore[import-not-found] # without the enums arou
     SIGUSR1,
     SIGUSR2,
     SIGXFSZ,
-    set_wakeup_fd,
     signal,
 )
+
+from veneer.waiting import wait_any
 
 # typing takes longer to import than all of this; type checkers know the name.
 TYPE_CHECKING = False
@@ -80,28 +80,28 @@ class ContainerRun:
         self._name = ""
         self._pid = 0
         self._requests = 0
-        self._received: list[int] = []
+        #: Signals that came before there was a runtime to pass them on to.
+        self._early: list[int] = []
 
     def run(self, name: str, bundle: str) -> Outcome:
         """Run the bundle as container ``name``, and wait for its end. Raises OSError."""
         self._name = name
-        woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        before = self._take_signals(wake)
+        before = self._take_signals()
         try:
             began = time.monotonic()
             output = self._start("run", "--bundle", bundle, name)
-            self._pass_on()
+            for number in self._early:
+                self._pass_on(number)
             spawned = time.monotonic()
             try:
-                first_output = self._wait(output, woken)
+                first_output = self._wait(output)
             finally:
                 # Not reaped while signals may still go to it.
                 os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
             ended = time.monotonic()
         finally:
-            self._give_signals_back(before)
-            os.close(woken)
-            os.close(wake)
+            for number, handler in before.items():
+                signal(number, handler)
         status = os.waitpid(self._pid, 0)[1]
         code = os.waitstatus_to_exitcode(status)
         if code < 0:
@@ -135,27 +135,17 @@ class ContainerRun:
                 os.close(sink)
         return source
 
-    def _wait(self, output: int | None, woken: int) -> float | None:
-        """Wait for the runtime's end, copying its ``output`` to ours; when the first came. Closes ``output``.
-
-        A signal that comes just before a blocking call leaves a byte in ``woken``, so that the call returns and
-        the interpreter gets to the handler; a plain wait would keep the signal until the next one.
-        """
+    def _wait(self, output: int | None) -> float | None:
+        """Wait for the runtime's end, copying ``output`` to ours, and close it; when the first of it came."""
         first: float | None = None
         failure: OSError | None = None
-        end = os.pidfd_open(self._pid)
-        poller = select.poll()
-        for fd in (end, woken) if output is None else (end, woken, output):
-            poller.register(fd, select.POLLIN)
-        running = True
+        end: int | None = os.pidfd_open(self._pid)
         try:
-            while running or output is not None:
-                ready = dict(poller.poll())
-                if woken in ready:
-                    os.read(woken, _CHUNK)
+            while open_ones := {fd for fd in (end, output) if fd is not None}:
+                ready = wait_any(open_ones)
                 if end in ready:
-                    poller.unregister(end)
-                    running = False
+                    os.close(end)
+                    end = None
                 if output in ready:
                     chunk = os.read(output, _CHUNK)
                     if chunk and first is None:
@@ -167,48 +157,37 @@ class ContainerRun:
                         taken, failure = False, error
                     # Closing our end tells the command that nobody reads its output any more.
                     if not taken:
-                        poller.unregister(output)
                         os.close(output)
                         output = None
         finally:
-            os.close(end)
-            if output is not None:
-                os.close(output)
+            for fd in (end, output):
+                if fd is not None:
+                    os.close(fd)
         if failure is not None:
             raise failure
         return first
 
-    def _take_signals(self, wake: int) -> "tuple[int, dict[int, object]] | None":
+    def _take_signals(self) -> "dict[int, object]":
         try:
-            # Nobody needs to know that a pipe is full of reasons to wake up.
-            waked = set_wakeup_fd(wake, warn_on_full_buffer=False)
+            return {number: signal(number, self._on_signal) for number in FORWARDED}
         except ValueError:
-            return None  # signals are the main thread's
-        return waked, {number: signal(number, self._on_signal) for number in FORWARDED}
-
-    def _give_signals_back(self, before: "tuple[int, dict[int, object]] | None") -> None:
-        if before is not None:
-            waked, handlers = before
-            for number, handler in handlers.items():
-                signal(number, handler)
-            set_wakeup_fd(waked)
+            return {}  # signals are the main thread's
 
     def _on_signal(self, number: int, _frame: "FrameType | None") -> None:
-        self._received.append(number)
-        # Before that the runtime may be there, or not: whoever starts it knows first.
         if self._pid:
-            self._pass_on()
+            self._pass_on(number)
+        else:
+            # The runtime may be there, or not: whoever starts it knows first.
+            self._early.append(number)
 
-    def _pass_on(self) -> None:
-        while self._received:
-            number = self._received.pop(0)
-            if not (self._shares_group and number in FROM_TERMINAL):
-                os.kill(self._pid, number)
-            self._requests += number in (SIGINT, SIGTERM)
-            if self._requests >= REQUESTS_BEFORE_KILL:
-                null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-                kill = [self._runtime, "kill", self._name, "KILL"]
-                os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
+    def _pass_on(self, number: int) -> None:
+        if not (self._shares_group and number in FROM_TERMINAL):
+            os.kill(self._pid, number)
+        self._requests += number in (SIGINT, SIGTERM)
+        if self._requests >= REQUESTS_BEFORE_KILL:
+            null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+            kill = [self._runtime, "kill", self._name, "KILL"]
+            os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
 
 
 def _write(chunk: bytes) -> bool:
