@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -124,30 +125,32 @@ def test_fewer_bytes_than_the_device_has_are_none(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.parametrize(("module", "name"), [(os, "open"), (fcntl, "flock")])
 def test_whoever_is_taken_for_dead_while_it_begins_begins_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
-    """Between the making of the lock and the locking of it, it looks like what a killed writer left."""
+    """Between the making of the directory and the locking of it, it looks like what a killed writer left."""
     cache = DeviceCache(tmp_path, 1 << 30)
-    real = fcntl.flock
+    real = getattr(module, name)
 
-    def late(fd: int, how: int) -> None:
+    def late(*args: object) -> object:
         monkeypatch.undo()
+        assert len(arriving(tmp_path)) == 1
         sweep_arriving(tmp_path / "devices")
-        real(fd, how)
+        assert not arriving(tmp_path)
+        return real(*args)
 
-    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(module, name, late)
     take_in(cache)
     assert cache.is_at_hand(device())
-    # So it does before there is a lock.
-    begun = tmp_path / "devices/.arriving-1"
-    begun.mkdir()
-    sweep_arriving(tmp_path / "devices")
-    assert begun.exists()
-    os.utime(begun, (0, 0))
-    sweep_arriving(tmp_path / "devices")
-    assert not begun.exists()
+    assert not arriving(tmp_path)
     cache.close()
+
+
+def test_what_was_killed_before_its_first_byte_goes_as_well(tmp_path: Path) -> None:
+    (tmp_path / "devices/.arriving-1").mkdir(parents=True)
+    DeviceCache(tmp_path, 1 << 30).close()
+    assert not arriving(tmp_path)
 
 
 def test_a_full_disk_is_an_error_that_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -345,7 +345,8 @@ class DeviceCache:
             self._release(freed)
         finally:
             os.close(lock)
-        shutil.rmtree(trash)
+        with suppress(FileNotFoundError):  # a sweep took it for what somebody dead had left
+            shutil.rmtree(trash)
         return True
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """A device that arrives from its beginning to its end; what it is is known only when all of it has come.
 
+    devices/.arriving-*        locked by whoever writes it; what nobody has locked is deleted by whoever comes next
     devices/.arriving-*/data   the bytes so far
-    devices/.arriving-*/lock   held by whoever writes them; what nobody holds is deleted by whoever comes next
 
 Invariant: nothing reads an arriving device. It becomes one of the cache in a single rename, after its writer
 has proven it: complete, trusted, its record written. A writer that dies leaves a directory that is no device.
@@ -38,8 +38,7 @@ _RESERVE_STEP, _MOST_STEPS = 16 << 20, 16
 #: Bytes that are copied at a time into a device that is there already.
 _COPY_STEP = 8 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-#: Between making a directory and locking it there is a moment in which it looks abandoned.
-_MAKING_S = 60.0
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Room(Protocol):
@@ -155,11 +154,14 @@ class Intake:
         while True:
             directory = self._devices / f"{_PREFIX}{secrets.token_hex(8)}"
             directory.mkdir(mode=0o700)
-            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if is_at(self._lock, directory / "lock"):
-                break
-            os.close(self._lock)  # somebody took it for abandoned
+            # Until it is locked it looks abandoned, and whoever sweeps then deletes it.
+            with suppress(FileNotFoundError):
+                self._lock = os.open(directory, _DIRECTORY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if is_at(self._lock, directory):
+                    break
+                os.close(self._lock)
+                self._lock = -1
         self._data = os.open(directory / "data", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return directory
 
@@ -230,12 +232,7 @@ def sweep_arriving(devices: Path) -> None:
     """Delete what writers left that have died."""
     for directory in devices.glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            try:
-                lock = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                if time.time() - directory.stat().st_mtime > _MAKING_S:
-                    shutil.rmtree(directory, ignore_errors=True)
-                continue
+            lock = os.open(directory, _DIRECTORY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # If it has become a device meanwhile, it has another name.
