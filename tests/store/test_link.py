@@ -14,6 +14,8 @@ from veneer.store.stats import StoreStats
 from veneer.store.transfer import Priority, SpanJob, Transfer
 from veneer.timing import RangeLog
 
+pytestmark = pytest.mark.usefixtures("neighbours")
+
 
 @pytest.fixture
 def near() -> LinkEstimate:
@@ -81,10 +83,10 @@ def test_a_long_range_knows_better(near: LinkEstimate) -> None:
     ("check_s", "s_per_byte", "expected"),
     [
         # Verifying takes longer than the link: what it does in one round trip, and what asking costs besides.
-        (10e-9, 1e-9, 100_000 + 320 * KIB),
-        (20e-9, 1e-9, 50_000 + 320 * KIB),
+        (10e-9, 1e-9, 100_000 + 1280 * KIB),
+        (20e-9, 1e-9, 50_000 + 1280 * KIB),
         # A narrow link is kept busy for no longer than asking takes.
-        (10e-9, 100e-9, 10_000 + 32 * KIB),
+        (10e-9, 100e-9, 10_000 + 128 * KIB),
         (0.0, 10e-9, 100_000),
     ],
 )

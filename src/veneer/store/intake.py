@@ -1,6 +1,6 @@
 """A device that arrives from its beginning to its end; what it is is known only when all of it has come.
 
-    devices/.arriving-*        locked by whoever writes it; what nobody has locked is deleted by whoever comes next
+    devices/.arriving-*        locked by whoever writes it; what nobody locks is deleted by whoever comes next
     devices/.arriving-*/data   the bytes so far
 
 Invariant: nothing reads an arriving device. It becomes one of the cache in a single rename, after its writer
