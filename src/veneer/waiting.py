@@ -31,8 +31,11 @@ def wait_readable(fd: int, timeout_s: float | None = None) -> bool:
     return bool(wait_any((fd,), timeout_s))
 
 
-def wait_any(fds: "Iterable[int]", timeout_s: float | None = None) -> set[int]:
-    """The same for any of several; those of which it is so, none when the time was over."""
+def wait_any(fds: "Iterable[int]", timeout_s: float | None = None, *, writable: int | None = None) -> set[int]:
+    """The same for any of several; those of which it is so, none when the time was over.
+
+    ``writable`` is one more, and is so when it takes bytes: a pipe up to PIPE_BUF of them without blocking.
+    """
     until = None if timeout_s is None else time.monotonic() + timeout_s
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -42,7 +45,7 @@ def wait_any(fds: "Iterable[int]", timeout_s: float | None = None) -> set[int]:
         except ValueError:
             before = None  # signals are the main thread's
         try:
-            return _poll(fds, woken, until)
+            return _poll(fds, writable, woken, until)
         finally:
             if before is not None:
                 set_wakeup_fd(before)
@@ -51,8 +54,10 @@ def wait_any(fds: "Iterable[int]", timeout_s: float | None = None) -> set[int]:
         os.close(wake)
 
 
-def _poll(fds: "Iterable[int]", woken: int, until: float | None) -> set[int]:
+def _poll(fds: "Iterable[int]", writable: int | None, woken: int, until: float | None) -> set[int]:
     poller = select.poll()
+    if writable is not None:
+        poller.register(writable, select.POLLOUT)
     for fd in (*fds, woken):
         poller.register(fd, select.POLLIN)
     while True:

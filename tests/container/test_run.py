@@ -1,5 +1,6 @@
 """Containers on lazily mounted images, run by a real runtime."""
 
+import fcntl
 import json
 import os
 import pty
@@ -243,6 +244,39 @@ def test_no_signal_waits_for_the_next_one(tmp_path: Path, watched: bool) -> None
                 process.send_signal(signal.SIGUSR1)
             assert process.stdout.read(1) == b"."
             process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 7
+        finally:
+            process.kill()
+
+
+def test_no_signal_waits_while_nobody_takes_the_output(tmp_path: Path) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.write_text(
+        COUNTING.format(python=sys.executable)
+        .replace("os.write(1", "os.write(2")
+        .replace("taken =", "os.set_blocking(1, False)\nos.write(1, bytes(300_000))\ntaken =", 1)
+    )
+    runtime.chmod(0o755)
+    program = (
+        "import sys; from veneer.container.run import ContainerRun; "
+        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output=True); "
+        "sys.exit(run.run('name', '/bundle').exit_code)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            for _ in range(5000):
+                assert select.select([process.stderr], [], [], 20)[0], "a signal was lost"
+                assert process.stderr.read(1) == b"."
+                process.send_signal(signal.SIGUSR1)
+            assert process.stderr.read(1) == b"."
+            process.send_signal(signal.SIGTERM)
+            # What a pipe took of it before there was no more room.
+            assert len(process.stdout.read()) >= 64 << 10
             assert process.wait(20) == 7
         finally:
             process.kill()

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -521,16 +522,21 @@ def test_stopping_waits_for_the_supervisor_that_takes_over(
     """For a moment after one has died, the worker answers, and the dead one is named."""
 
     def named(pid: int) -> None:
-        (tmp_path / "daemon.json").write_text(json.dumps({"supervisor": pid}))
+        (tmp_path / "daemon.json").write_text(json.dumps({"supervisor": pid, "started": 1.0}))
+
+    def take_over(_seconds: float) -> None:
+        if living.poll() is None:
+            named(living.pid)
 
     monkeypatch.setattr(lifecycle, "ask", lambda *_question: {"worker": 1})
-    with subprocess.Popen(["sleep", "0"]) as dead, subprocess.Popen(["sleep", "60"]) as living:
+    ends = f"trap 'rm {tmp_path}/daemon.json; exit 7' TERM; while sleep 0.1; do :; done"
+    with subprocess.Popen(["sleep", "0"]) as dead, subprocess.Popen(["sh", "-c", ends]) as living:
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
         named(dead.pid)
-        monkeypatch.setattr(time, "sleep", lambda _seconds: named(living.pid))
+        monkeypatch.setattr(time, "sleep", take_over)
         try:
             assert lifecycle.stop_daemon(tmp_path)
-            assert living.wait(60) == -signal.SIGTERM
+            assert living.wait(60) == 7
         finally:
             living.kill()
         dead.wait()
@@ -707,6 +713,29 @@ def test_stopping_waits_for_users_and_asks_before_it_detaches(
     select.select([supervisor], [], [])
     os.close(supervisor)
     assert not lifecycle.stop_daemon(settings.run_dir), "it has ended"
+
+
+def test_a_supervisor_that_is_killed_while_it_stops_has_no_successor_in_the_end(
+    workplace: Path, settings: Settings
+) -> None:
+    assert lifecycle.start_daemon(settings.run_dir)
+    eventually(lambda: processes(settings)["standby"] is not None)
+    supervisor, standby = processes(settings)["supervisor"], processes(settings)["standby"]
+    os.kill(supervisor, signal.SIGSTOP)
+    stopping = threading.Thread(target=lifecycle.stop_daemon, args=(settings.run_dir,))
+    stopping.start()
+    # It never learns of the request that it has got.
+    eventually(lambda: "SIGTERM" in pending_signals(supervisor))
+    os.kill(supervisor, signal.SIGKILL)
+    stopping.join()
+    assert not lifecycle.stop_daemon(settings.run_dir)
+    eventually(lambda: not Path(f"/proc/{standby}").exists())
+
+
+def pending_signals(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = int(next(line for line in lines if line.startswith("ShdPnd:")).split()[1], 16)
+    return [signal.Signals(number).name for number in range(1, 32) if mask >> (number - 1) & 1]
 
 
 def test_without_mounts_it_ends_by_itself(workplace: Path, settings: Settings) -> None:

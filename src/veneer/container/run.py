@@ -6,7 +6,7 @@ imported here that an interpreter has not loaded anyway, but for what is written
 """
 
 import os
-import sys
+import select
 import time
 from _signal import (  # type: ignore[import-not-found] # without the enums around it
     SIGHUP,
@@ -140,25 +140,31 @@ class ContainerRun:
         first: float | None = None
         failure: OSError | None = None
         end: int | None = os.pidfd_open(self._pid)
+        sink, held, over = 1, memoryview(b""), output is None
         try:
-            while open_ones := {fd for fd in (end, output) if fd is not None}:
-                ready = wait_any(open_ones)
+            while end is not None or not over:
+                wanted = {fd for fd in (end, None if held else output) if fd is not None}
+                ready = wait_any(wanted, writable=sink if held else None)
                 if end in ready:
                     os.close(end)
                     end = None
                 if output in ready:
-                    chunk = os.read(output, _CHUNK)
-                    if chunk and first is None:
+                    held = memoryview(os.read(output, _CHUNK))
+                    over = not held
+                    if held and first is None:
                         first = time.monotonic()
+                if sink in ready:
                     try:
-                        taken = bool(chunk) and _write(chunk)
+                        held = held[os.write(sink, held[: select.PIPE_BUF]) :]
+                    except BrokenPipeError:
+                        over = True
                     except OSError as error:
                         # The command goes on, and signals are still for it.
-                        taken, failure = False, error
-                    # Closing our end tells the command that nobody reads its output any more.
-                    if not taken:
-                        os.close(output)
-                        output = None
+                        over, failure = True, error
+                if over and output is not None:
+                    # This tells the command, if it goes on, that nobody reads its output any more.
+                    os.close(output)
+                    output, held = None, memoryview(b"")
         finally:
             for fd in (end, output):
                 if fd is not None:
@@ -188,14 +194,3 @@ class ContainerRun:
             null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
             kill = [self._runtime, "kill", self._name, "KILL"]
             os.posix_spawn(self._runtime, kill, os.environ, file_actions=null)
-
-
-def _write(chunk: bytes) -> bool:
-    """Write all to our output; false when nobody reads it any more."""
-    view = memoryview(chunk)
-    try:
-        while view:
-            view = view[os.write(sys.stdout.fileno(), view) :]
-    except BrokenPipeError:
-        return False
-    return True

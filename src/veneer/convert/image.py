@@ -146,8 +146,6 @@ class ImageConverter:
         descriptor = Descriptor(OCI_MANIFEST, Digest.of(raw), len(raw))
         await self._pusher.artifact([index], descriptor)
         await self._packer.refer(packed, descriptor)
-        for what, count in policy.dropped.items():
-            self._report(Notice(f"left out of the index: {count} x {what}"))
         layers = tuple(
             ConvertedLayer(old, new.blob, new.index.device.spans.size, len(new.index.device.spans), new.reused)
             for old, new in zip(manifest.layers, stored, strict=True)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from veneer.daemon.ask import DAEMON_SOCKET, Refused, Request, Unanswered, ask
 from veneer.errors import MountError
@@ -113,11 +113,14 @@ def stop_daemon(run_dir: Path, *, force: bool = False) -> bool:
 
     Raises MountError when something is mounted, unless ``force`` says to detach it, or is in use after that.
     """
-    with _supervisor(run_dir) as process:
-        if process is None:
-            return False
-        _stop(run_dir, process, force=force)
-    return True
+    stopped: object = None
+    while True:
+        with _supervisor(run_dir) as supervisor:
+            # One that was killed meanwhile has a successor, which is the same daemon still.
+            if supervisor is None or stopped not in (None, supervisor.started):
+                return stopped is not None
+            stopped = supervisor.started
+            _stop(run_dir, supervisor.process, force=force)
 
 
 def _stop(run_dir: Path, process: int, *, force: bool) -> None:
@@ -138,11 +141,11 @@ def _stop(run_dir: Path, process: int, *, force: bool) -> None:
 
 def restart_daemon(run_dir: Path) -> None:
     """Have another worker take over, of the version that is installed now. Raises MountError."""
-    with _supervisor(run_dir) as process:
-        if process is None:
+    with _supervisor(run_dir) as supervisor:
+        if supervisor is None:
             raise MountError("no daemon runs here", hint="veneer daemon start")
         before = ask(run_dir, DAEMON_SOCKET, "ping")["worker"]
-        signal.pidfd_send_signal(process, signal.SIGHUP)
+        signal.pidfd_send_signal(supervisor.process, signal.SIGHUP)
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             # The worker that ends may close a connection that it has taken on.
@@ -159,25 +162,32 @@ def let_go(run_dir: Path) -> None:
         ask(run_dir, DAEMON_SOCKET, "let_go", timeout_s=STOP_TIMEOUT_S)
 
 
+class _Supervisor(NamedTuple):
+    """Where it runs, and since when there has been this daemon, whoever was its supervisor."""
+
+    process: int
+    started: object
+
+
 @contextlib.contextmanager
-def _supervisor(run_dir: Path) -> Iterator[int | None]:
+def _supervisor(run_dir: Path) -> Iterator[_Supervisor | None]:
     """The process that is the daemon's supervisor, opened; None without a daemon. Raises MountError."""
-    process = _open_supervisor(run_dir)
+    supervisor = _open_supervisor(run_dir)
     try:
-        yield process
+        yield supervisor
     finally:
-        if process is not None:
-            os.close(process)
+        if supervisor is not None:
+            os.close(supervisor.process)
 
 
-def _open_supervisor(run_dir: Path) -> int | None:
+def _open_supervisor(run_dir: Path) -> _Supervisor | None:
     # One that has just died is named until another one has taken over.
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while (pid := _named_supervisor(run_dir)) is not None:
+    while (status := _published(run_dir)) is not None:
         with contextlib.suppress(ProcessLookupError):
-            process = os.pidfd_open(pid)
+            process = os.pidfd_open(int(status["supervisor"]))
             if not _has_ended(process, 0.0):
-                return process
+                return _Supervisor(process, status["started"])
             os.close(process)
         if time.monotonic() > deadline:
             raise MountError(
@@ -188,11 +198,12 @@ def _open_supervisor(run_dir: Path) -> int | None:
     return None
 
 
-def _named_supervisor(run_dir: Path) -> int | None:
+def _published(run_dir: Path) -> dict[str, Any] | None:
+    """What a daemon says of its processes; None without one that answers."""
     try:
-        pids: dict[str, Any] = json.loads((run_dir / "daemon.json").read_bytes())
-        return int(pids["supervisor"]) if ask(run_dir, DAEMON_SOCKET, "ping") else None
-    except (OSError, ValueError, KeyError, Refused):
+        status: dict[str, Any] = json.loads((run_dir / "daemon.json").read_bytes())
+        return status if ask(run_dir, DAEMON_SOCKET, "ping") else None
+    except (OSError, ValueError, Refused):
         return None
 
 
