@@ -52,9 +52,9 @@ def test_a_miss_brings_neighbours_along_on_both_sides() -> None:
     touches = [touch(110), touch(210), touch(10), touch(310)]
     start = model_demand(touches, {LAYER: CUT}, Line(1.0, math.inf), window=exact, reach=(50, 99))
     assert (start.requests, start.bytes) == (2, 200)
-    assert Line(0.0, 1e6).reach == (0, 0)
-    # What comes in 50 ms, and in the 3.3 ms in which 320 KiB are verified.
-    assert Line(0.05, 12.5e6).reach == (83245, 665_960)
+    # What comes in the 13 ms in which 1280 KiB are verified, and in 50 ms besides.
+    assert Line(0.0, 12.5e6).reach == (20_480, 163_840)
+    assert Line(0.05, 12.5e6).reach == (98_605, 788_840)
     assert Line(0.05, 1e12).reach[1] == 4 << 20
 
 

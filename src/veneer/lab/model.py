@@ -16,15 +16,13 @@ from itertools import accumulate
 
 from veneer.lab.records import Network
 from veneer.oci.digest import Digest
+from veneer.store.link import worth_bringing
 
 __all__ = ["Cut", "Line", "Modelled", "Touch", "model_demand", "model_pack"]
 
 
 #: Processor time of a stored byte that comes: verifying, decoding, writing.
 _CHECK_S_PER_BYTE = 10e-9
-#: As in :mod:`veneer.store.link`: the longest range, what part of it lies before a miss, and bytes that are
-#: verified in the processor time that asking takes.
-_MOST_REACH, _BEFORE, _ASKING = 4 << 20, 8, 320 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +35,7 @@ class Line:
     @property
     def reach(self) -> tuple[int, int]:
         """Stored bytes that a miss brings along, before and behind, as a store would have it."""
-        if not self.rtt_s:
-            return 0, 0
-        asking_s = self.rtt_s + _ASKING * _CHECK_S_PER_BYTE
-        behind = int(min(asking_s / max(1 / self.bytes_per_s, _CHECK_S_PER_BYTE), _MOST_REACH))
-        return behind // _BEFORE, behind
+        return worth_bringing(self.rtt_s, 1 / self.bytes_per_s, _CHECK_S_PER_BYTE)
 
     @classmethod
     def of(cls, network: Network) -> "Line":

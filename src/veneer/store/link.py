@@ -11,7 +11,7 @@ from collections import deque
 
 import trio
 
-__all__ = ["LinkEstimate"]
+__all__ = ["LinkEstimate", "worth_bringing"]
 
 #: Start values, for a registry in the same region: 20 ms and 25 MB/s.
 _START_RTT_S = 0.020
@@ -166,10 +166,8 @@ class LinkEstimate:
         if self._observed < _LEAST_OBSERVED:
             return 0, 0
         # Bandwidth is a guess for lengths far from those that were seen.
-        asking_s = self.rtt_s + _ASKING * self.check_s_per_byte
-        delay = asking_s / max(self.s_per_byte, self.check_s_per_byte)
-        behind = int(min(delay, _MOST_RANGE, _GROWTH * self._longest))
-        return int(behind * _BEFORE), behind
+        most = _GROWTH * self._longest
+        return worth_bringing(self.rtt_s, self.s_per_byte, self.check_s_per_byte, most=most)
 
     @property
     def background_limit(self) -> int:
@@ -191,6 +189,23 @@ class LinkEstimate:
     def gap_limit(self) -> int:
         """Bytes that may be fetched for nothing to save a request: half a round trip's, as requests overlap."""
         return int(_clamp(self.bandwidth_delay / 2, _LEAST_GAP, _MOST_GAP))
+
+
+def worth_bringing(
+    rtt_s: float, s_per_byte: float, check_s_per_byte: float, *, most: int = _MOST_RANGE
+) -> tuple[int, int]:
+    """Stored bytes that a miss brings along, before it and behind.
+
+    Args:
+        rtt_s: a round trip.
+        s_per_byte: of the link; 0 where it takes no time.
+        check_s_per_byte: processor time that verifying, decoding and keeping takes.
+        most: at most so many.
+    """
+    slower = max(s_per_byte, check_s_per_byte)
+    delay = (rtt_s + _ASKING * check_s_per_byte) / slower
+    behind = int(min(delay, _MOST_RANGE, most))
+    return int(behind * _BEFORE), behind
 
 
 def _clamp(value: float, low: float, high: float) -> float:
