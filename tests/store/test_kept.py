@@ -2,13 +2,18 @@
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.invoking import invoke
 from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
+from veneer.image.packs import local_packs
+from veneer.oci.digest import Digest
 from veneer.store.kept import note_use
 from veneer.store.maintenance import clear, collect, usage
 from veneer.store.spanstore import open_store
@@ -71,6 +76,39 @@ async def test_they_are_counted_and_shown(
     status, out, _ = invoke("cache", "du", "--json")
     assert status == 0
     assert json.loads(out)["kept"]["pack"] == {"count": 1, "bytes": 30 * KIB + 2}
+
+
+def packs(cache: Path) -> object:
+    return local_packs(cache, Digest("sha256", MANIFEST))
+
+
+@pytest.mark.parametrize(
+    ("deleted", "look_for"),
+    [
+        ("packs", usage),
+        (f"packs/{MANIFEST}", usage),
+        (f"packs/{MANIFEST}/default", usage),
+        ("blobs/sha256", usage),
+        (f"packs/{MANIFEST}", packs),
+    ],
+)
+async def test_what_somebody_deletes_while_it_is_looked_for_is_not_there(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch, deleted: str, look_for: Callable[[Path], object]
+) -> None:
+    put(cache_dir / "blobs/sha256" / MANIFEST, b"{}", 1)
+    look = os.scandir
+    gone: list[Path] = []
+
+    def look_at_what_goes(path: Any = ".") -> Any:
+        if not isinstance(path, int) and Path(os.fsdecode(path)) == cache_dir / deleted and not gone:
+            gone.append(cache_dir / deleted)
+            shutil.rmtree(cache_dir / deleted)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", look_at_what_goes)
+    look_for(cache_dir)
+    assert gone
+    assert kept(cache_dir) == {"sidecar": 1, "pack": "packs" not in deleted, "index": 2}
 
 
 async def test_what_was_not_used_for_longest_goes_first_and_spans_are_among_it(cache_dir: Path) -> None:

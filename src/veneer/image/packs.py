@@ -7,7 +7,9 @@ below ``packs`` in the cache directory). It has to be about layers that the imag
 damaged or stale is told and left out: it costs time and nothing else.
 """
 
+import glob
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -296,8 +298,9 @@ def local_pack_note(cache_dir: Path, manifest: Digest, workload: str) -> Path:
 
 def local_packs(cache_dir: Path, manifest: Digest) -> list[NamedPack]:
     """All packs of this host for an image. Blocks."""
-    paths = (cache_dir / "packs" / manifest.hex).glob(f"*/{_NOTE}")
-    found = (local_pack(cache_dir, manifest, path.parent.name) for path in sorted(paths))
+    # Not Path.glob, which raises for a directory that is deleted meanwhile.
+    notes = glob.glob(f"*/{_NOTE}", root_dir=cache_dir / "packs" / manifest.hex)
+    found = (local_pack(cache_dir, manifest, os.path.dirname(note)) for note in sorted(notes))
     return [pack for pack in found if pack is not None]
 
 

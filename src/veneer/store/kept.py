@@ -15,6 +15,7 @@ Not for: what the files say (:mod:`veneer.formats`, :mod:`veneer.image`), or for
 kilobytes and stay until the cache is cleared.
 """
 
+import glob
 import os
 import shutil
 import time
@@ -80,7 +81,7 @@ def note_use(path: Path) -> None:
 def kept_bytes(cache_dir: Path) -> int:
     """Bytes of everything that is kept."""
     patterns = "sidecars/*.json", "sidecars/blobs/*/*", "packs/*/*/*", "layers/*", "layers/checkpoints/*"
-    return sum(_size(path) for pattern in patterns for path in cache_dir.glob(pattern))
+    return sum(_size(path) for pattern in patterns for path in _found(cache_dir, pattern))
 
 
 def kept_items(cache_dir: Path) -> list[KeptItem]:
@@ -101,7 +102,7 @@ def remove_stray_indexes(cache_dir: Path, blobs: Callable[[], Collection[str]]) 
 def _sidecars(cache_dir: Path) -> Iterator[KeptItem]:
     directory = cache_dir / "sidecars"
     found = []
-    for note in directory.glob("*.json"):
+    for note in _found(directory, "*.json"):
         digests = _digests_of_sidecar(note)
         files = [
             path for text in digests if (path := directory / "blobs" / Path(*text.split(":", 1))).is_file()
@@ -118,9 +119,9 @@ def _sidecars(cache_dir: Path) -> Iterator[KeptItem]:
 
 
 def _packs(cache_dir: Path) -> Iterator[KeptItem]:
-    for directory in cache_dir.glob("packs/*/*/"):
+    for directory in _found(cache_dir, "packs/*/*/"):
         note = directory / "pack.json"
-        files = tuple(path for path in directory.iterdir() if path != note)
+        files = tuple(path for path in _found(directory, "*") if path != note)
         if note.is_file():
             # By whichever image it is used, its device is open then.
             yield _item("pack", directory, (note, *files), {f"sha256:{path.name}" for path in files})
@@ -128,9 +129,14 @@ def _packs(cache_dir: Path) -> Iterator[KeptItem]:
 
 def _indexes(cache_dir: Path) -> Iterator[KeptItem]:
     directory = cache_dir / "layers"
-    for path in directory.glob("*-*"):
+    for path in _found(directory, "*-*"):
         files = (path, *(one for one in (directory / "checkpoints" / path.name,) if one.is_file()))
         yield _item("index", path, files, {path.name.replace("-", ":", 1)})
+
+
+def _found(directory: Path, pattern: str) -> list[Path]:
+    """What there is. :meth:`Path.glob` would raise for a directory that is deleted while it looks."""
+    return [directory / name for name in glob.glob(pattern, root_dir=directory, include_hidden=True)]
 
 
 def _item(kind: str, path: Path, files: tuple[Path, ...], blobs: set[str]) -> KeptItem:

@@ -11,9 +11,10 @@ writable layers, which are no cache.
 All functions raise CacheError when the cache directory cannot be used.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -268,9 +269,9 @@ def _metadata(cache_dir: Path) -> list[Path]:
 
 def _tree_size(directory: Path) -> int:
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    # Not Path.rglob, which raises for a directory that is deleted meanwhile.
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
     return total
