@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.test_daemon import kill, mount, nothing_mounted
+from tests.daemon.test_daemon import kill, mount, nothing_mounted, pending_signals, processes
+from tests.waiting import eventually
 from veneer.daemon import lifecycle, mounts
-from veneer.daemon.ask import Request, Unanswered
+from veneer.daemon.ask import Request, Unanswered, ask
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
 from veneer.settings import Settings
@@ -67,6 +69,81 @@ def test_a_question_that_died_with_the_worker_is_asked_again(
     assert len(asked) == 2
     monkeypatch.undo()
     mounts.umount(workplace / "mnt", settings.run_dir)
+
+
+def test_a_worker_that_ends_after_its_answer_keeps_nobody_from_unmounting(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount(image, workplace / "mnt", settings)
+    answers: list[object] = []
+
+    def answered(run_dir: Path, op: str) -> dict[str, object]:
+        answer = lifecycle.ask_started(run_dir, op)
+        if not answers:
+            kill(settings, "worker")
+        answers.append(answer["worker"])
+        return answer
+
+    monkeypatch.setattr(mounts, "ask_started", answered)
+    mounts.umount(workplace / "mnt", settings.run_dir)
+    assert len(set(answers)) == 2
+    nothing_mounted(settings)
+
+
+def test_a_daemon_whose_worker_ends_while_it_is_asked_can_be_stopped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.start_daemon(settings.run_dir)
+    asked: list[str] = []
+
+    def ask_first(run_dir: Path, name: str, op: str) -> dict[str, object]:
+        asked.append(op)
+        if len(asked) == 1:
+            raise Unanswered("closed the connection without an answer")
+        return ask(run_dir, name, op)
+
+    monkeypatch.setattr(lifecycle, "ask", ask_first)
+    assert lifecycle.stop_daemon(settings.run_dir)
+    assert not lifecycle.stop_daemon(settings.run_dir)
+
+
+def test_a_supervisor_that_is_killed_before_it_is_signalled_has_a_successor_that_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lifecycle.start_daemon(settings.run_dir)
+    send, sent = signal.pidfd_send_signal, []
+
+    def send_to_one_that_has_gone(process: int, number: signal.Signals) -> None:
+        if number not in sent:
+            sent.append(number)
+            supervisor = processes(settings)["supervisor"]
+            eventually(lambda: processes(settings)["standby"] is not None)
+            os.kill(supervisor, signal.SIGKILL)
+            eventually(lambda: not Path(f"/proc/{supervisor}").exists())
+        send(process, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", send_to_one_that_has_gone)
+    worker = processes(settings)["worker"]
+    lifecycle.restart_daemon(settings.run_dir)
+    assert processes(settings)["worker"] != worker
+    assert lifecycle.stop_daemon(settings.run_dir)
+    assert not lifecycle.stop_daemon(settings.run_dir)
+    assert sent == [signal.SIGHUP, signal.SIGTERM]
+
+
+def test_a_restart_asks_the_successor_of_a_supervisor_that_is_killed_over_it(settings: Settings) -> None:
+    lifecycle.start_daemon(settings.run_dir)
+    eventually(lambda: processes(settings)["standby"] is not None)
+    supervisor, worker = processes(settings)["supervisor"], processes(settings)["worker"]
+    os.kill(supervisor, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        restarting = pool.submit(lifecycle.restart_daemon, settings.run_dir)
+        # It never learns of the request that it has got.
+        eventually(lambda: "SIGHUP" in pending_signals(supervisor))
+        os.kill(supervisor, signal.SIGKILL)
+        restarting.result()
+    assert processes(settings)["worker"] != worker
+    assert lifecycle.stop_daemon(settings.run_dir)
 
 
 def test_a_daemon_that_cannot_be_had_is_an_error_in_time(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from tests.cli.invoking import invoke
 from tests.convert.layouts import Layout
 from tests.daemon.layouts import LARGE
 from tests.daemon.mounting import clean_stale, ended, log_of, mount, opened, umount
+from tests.processes import kill_at_once
 from veneer.daemon import mounts
 from veneer.daemon.ask import MOUNT_SOCKET, Request, ask
 from veneer.daemon.failure import error_from_json, error_to_json
@@ -196,6 +198,25 @@ async def test_unmounting_what_a_killed_process_left(workplace: Path, settings: 
     await ended(info.pid)
     assert (await umount(workplace / "mnt", settings.run_dir)).id == info.id
     assert not mounts_at(workplace / "mnt")
+
+
+async def test_unmounting_what_is_killed_meanwhile(
+    workplace: Path, settings: Settings, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked found it alive: before its namespace is asked for, or before it is told to end."""
+    for step in ("_unmount_own_copy", "stop"):
+        info = await mount(image, workplace / "mnt", settings)
+        go_on = getattr(mounts, step)
+
+        def kill_first(*arguments: object, pid: int = info.pid, go_on: Any = go_on, **more: object) -> Any:
+            kill_at_once([pid])
+            return go_on(*arguments, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mounts, step, kill_first)
+            assert (await umount(workplace / "mnt", settings.run_dir)).id == info.id
+        assert not mounts_at(workplace / "mnt")
+        assert not left(workplace)
 
 
 async def test_a_busy_mount_stays_and_a_lazy_unmount_serves_its_users(

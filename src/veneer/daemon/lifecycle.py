@@ -131,7 +131,8 @@ def _stop(run_dir: Path, process: int, *, force: bool) -> None:
             f"the daemon serves {len(mounts)} mounts ({where}{', ...' if len(mounts) > 3 else ''})",
             hint="unmount them first, or use --force to detach them",
         )
-    signal.pidfd_send_signal(process, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it was killed just now
+        signal.pidfd_send_signal(process, signal.SIGTERM)
     if not _has_ended(process, STOP_TIMEOUT_S):
         raise MountError(
             f"the daemon has not ended within {STOP_TIMEOUT_S:g} s: what it detached is in use still",
@@ -141,18 +142,21 @@ def _stop(run_dir: Path, process: int, *, force: bool) -> None:
 
 def restart_daemon(run_dir: Path) -> None:
     """Have another worker take over, of the version that is installed now. Raises MountError."""
-    with _supervisor(run_dir) as supervisor:
-        if supervisor is None:
-            raise MountError("no daemon runs here", hint="veneer daemon start")
-        before = ask(run_dir, DAEMON_SOCKET, "ping")["worker"]
-        signal.pidfd_send_signal(supervisor.process, signal.SIGHUP)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while time.monotonic() < deadline:
-            # The worker that ends may close a connection that it has taken on.
-            with contextlib.suppress(MountError, TimeoutError):
-                if ask(run_dir, DAEMON_SOCKET, "ping", timeout_s=PING_TIMEOUT_S)["worker"] != before:
-                    return
-            time.sleep(PING_PAUSE_S)
+    before: object = None
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with _supervisor(run_dir) as supervisor:
+            if supervisor is None:
+                raise MountError("no daemon runs here", hint="veneer daemon start")
+            before = before or ask_started(run_dir, "ping")["worker"]
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(supervisor.process, signal.SIGHUP)
+            # One that is killed meanwhile has a successor, which was not told.
+            while time.monotonic() < deadline and not _has_ended(supervisor.process, PING_PAUSE_S):
+                # The worker that ends may close a connection that it has taken on.
+                with contextlib.suppress(MountError, TimeoutError):
+                    if ask(run_dir, DAEMON_SOCKET, "ping", timeout_s=PING_TIMEOUT_S)["worker"] != before:
+                        return
     raise MountError("no other worker took over", hint=f"see {run_dir / 'daemon.log'}")
 
 
@@ -199,12 +203,14 @@ def _open_supervisor(run_dir: Path) -> _Supervisor | None:
 
 
 def _published(run_dir: Path) -> dict[str, Any] | None:
-    """What a daemon says of its processes; None without one that answers."""
+    """What a daemon says of its processes; None without one that listens."""
     try:
         status: dict[str, Any] = json.loads((run_dir / "daemon.json").read_bytes())
-        return status if ask(run_dir, DAEMON_SOCKET, "ping") else None
+        with contextlib.suppress(Unanswered):  # by a worker that has just ended
+            ask(run_dir, DAEMON_SOCKET, "ping")
     except (OSError, ValueError, Refused):
         return None
+    return status
 
 
 def _has_ended(process: int, wait_s: float) -> bool:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Request, Unanswered, ask
-from veneer.daemon.lifecycle import restore
+from veneer.daemon.ask import DAEMON_SOCKET, MOUNT_SOCKET, Refused, Request, Unanswered, ask
+from veneer.daemon.lifecycle import ask_started, restore
 from veneer.daemon.report import MountReport
 from veneer.errors import MountError
 from veneer.mount import kernel
@@ -25,6 +25,8 @@ __all__ = ["Listing", "MountStatus", "Stopped", "clean_stale", "list_mounts", "s
 
 #: How long an unmount waits for the mount's process: it only has system calls to make.
 UMOUNT_TIMEOUT_S = 30.0
+#: Between giving up its socket and its end a process cleans up, and lets its interpreter end.
+EXIT_S = 2.0
 #: A process that serves answers at once, unless the machine is badly overloaded.
 STATUS_TIMEOUT_S = 5.0
 
@@ -89,7 +91,7 @@ def list_mounts(run_dir: Path) -> Listing:
     daemon: dict[str, Any] = {}
     # Of what does not answer, the listing says so.
     with suppress(MountError, TimeoutError):
-        daemon = ask(run_dir, DAEMON_SOCKET, "status", timeout_s=STATUS_TIMEOUT_S)
+        daemon = _daemon_status(run_dir)
     reports = {found["id"]: _report(found["report"]) for found in daemon.get("mounts", ())}
     records = mount_records(run_dir)
     asked: dict[str, Request] = {}
@@ -103,6 +105,14 @@ def list_mounts(run_dir: Path) -> Listing:
             reports[name] = _report(answer)
     mounts = [MountStatus(record, reports.get(record.id)) for record in records]
     return Listing(mounts, daemon.get("daemon"))
+
+
+def _daemon_status(run_dir: Path) -> dict[str, Any]:
+    try:
+        return ask(run_dir, DAEMON_SOCKET, "status", timeout_s=STATUS_TIMEOUT_S)
+    except Unanswered:
+        # Its worker has ended meanwhile; the next one knows, too.
+        return ask(run_dir, DAEMON_SOCKET, "status", timeout_s=STATUS_TIMEOUT_S)
 
 
 def umount(
@@ -142,8 +152,7 @@ def stop(
         if record.daemon:
             answer = _stopped_by_daemon(record, run_dir, lazy=lazy, timeout_s=timeout_s)
         else:
-            directory = directory_of(run_dir, record.id)
-            answer = ask(directory, MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
+            answer = _stopped_by_process(record, pidfd, run_dir, lazy=lazy, timeout_s=timeout_s)
             left_s = max(0.0, deadline - time.monotonic())
             if pidfd is not None and answer.get("users") is None and not wait_readable(pidfd, left_s):
                 raise TimeoutError
@@ -172,6 +181,19 @@ def _stopped_by_daemon(
         # Its worker has ended meanwhile; the next one serves the mount, unless that was gone by then.
         restore(run_dir)
         return stopped() if any(one.id == record.id for one in mount_records(run_dir)) else {}
+
+
+def _stopped_by_process(
+    record: MountRecord, process: int | None, run_dir: Path, *, lazy: bool, timeout_s: float
+) -> dict[str, object]:
+    try:
+        return ask(directory_of(run_dir, record.id), MOUNT_SOCKET, "stop", timeout_s=timeout_s, lazy=lazy)
+    except (Refused, Unanswered):
+        if process is not None and not wait_readable(process, EXIT_S):
+            raise
+        # It was killed since somebody looked, or has ended because somebody else unmounted it.
+        clean_stale(run_dir)
+        return {}
 
 
 def _report(value: dict[str, object]) -> MountReport | None:
@@ -216,9 +238,8 @@ def _find_mountpoint(path: Path) -> Path:
 
 def _unmount_own_copy(record: MountRecord, run_dir: Path, *, lazy: bool) -> None:
     """Unmount what this process sees there if it is in another mount namespace than who serves the mount."""
-    server = ask(run_dir, DAEMON_SOCKET, "ping")["worker"] if record.daemon else record.process.pid
     try:
-        if os.readlink(f"/proc/{server}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+        if _namespace_of_server(record, run_dir) in (None, os.readlink("/proc/self/ns/mnt")):
             return
         # Made there before this namespace was, for an overlay; nobody is meant to be in it.
         for target, detach_it in ((record.mountpoint, lazy), (record.lower, True)):
@@ -229,6 +250,22 @@ def _unmount_own_copy(record: MountRecord, run_dir: Path, *, lazy: bool) -> None
             f"cannot unmount {record.mountpoint} in this mount namespace: {error.strerror}",
             hint="end what uses it, or unmount with --lazy",
         ) from error
+
+
+def _namespace_of_server(record: MountRecord, run_dir: Path) -> str | None:
+    """The mount namespace of who serves a mount; None if its process has just ended. Raises OSError."""
+    asked: set[object] = set()
+    while True:
+        server = ask_started(run_dir, "ping")["worker"] if record.daemon else record.process.pid
+        try:
+            return os.readlink(f"/proc/{server}/ns/mnt")
+        except OSError:
+            if not record.daemon and not record.process.alive:
+                return None
+            # A worker that answered and ended has a successor.
+            if not record.daemon or server in asked:
+                raise
+            asked.add(server)
 
 
 def _select(mountpoint: Path, records: Sequence[MountRecord]) -> MountRecord:
