@@ -1,5 +1,6 @@
 """Devices that are complete: when that is noted, and what takes it back."""
 
+import errno
 import logging
 import os
 from itertools import accumulate
@@ -7,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
 from tests.store.rig import KIB, MIB, RAW, Sample, ScriptedSource, sample, store_settings
-from veneer.errors import IntegrityError
+from veneer.errors import CacheError, IntegrityError
 from veneer.index.model import Device
 from veneer.oci.digest import Digest, Hasher
 from veneer.store import presence
 from veneer.store.devicefile import DeviceFile, Fill
+from veneer.store.hashing import HashAhead
 from veneer.store.maintenance import check, collect
 from veneer.store.presence import Form, Layout
 from veneer.store.proof import hash_ahead
@@ -262,3 +266,32 @@ async def test_spans_that_do_not_make_up_the_layer_are_never_complete(
             await read(attached, 0, 1000)
     assert not store.holds(attached, 0, 1000), "the kernel may not read on either"
     assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_a_disk_that_cannot_note_completeness_is_an_error_and_nothing_else(
+    store: SpanStore, attached: AttachedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(_map: presence.PresenceMap) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(presence.PresenceMap, "mark_complete", read_only)
+        with pytest.raises(CacheError, match="Read-only file system"):
+            await store.prove(attached)
+    assert not attached.complete
+    assert store.holds(attached, 0, attached.size)
+    assert await store.prove(attached)
+
+
+async def test_a_hash_that_was_kept_from_its_next_step_is_begun_anew(
+    store: SpanStore, attached: AttachedDevice
+) -> None:
+    assert attached.file is not None
+    threads = Threads()
+    threads.limiter.total_tokens = 1
+    attached.ahead = HashAhead(attached.file, attached.device.diff_id.hasher(), threads)
+    async with trio.open_nursery() as nursery, threads.limiter:
+        nursery.start_soon(attached.ahead.follow)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert await store.prove(attached)

@@ -311,9 +311,12 @@ class DeviceCache:
     @contextmanager
     def visit(self, path: Path) -> Iterator[DeviceFile]:
         """A device of this cache, whether it is open here or not. Raises OSError or MapMismatch."""
-        if file := self._open.get(path):
-            yield file
-            return
+        if opened := self._open.get(path):
+            # Whoever has it open may give it up meanwhile, and the numbers of its files would be others'.
+            with opened.kept_open() as kept:
+                if kept:
+                    yield opened
+                    return
         file = DeviceFile.visit(path)
         try:
             yield file

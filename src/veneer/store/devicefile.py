@@ -22,10 +22,12 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -69,7 +71,10 @@ class Verified:
 
 
 class DeviceFile:
-    """An open device of the cache. Any thread may call any method, but :meth:`close` comes last."""
+    """An open device of the cache. Any thread may call any method, but :meth:`close` comes last.
+
+    Who cannot know when that is uses it within :meth:`kept_open`.
+    """
 
     def __init__(self, directory: Path, presence: PresenceMap, data_fd: int, live_fd: int | None) -> None:
         self.directory = directory
@@ -87,6 +92,9 @@ class DeviceFile:
         self._abandoned = False
         self._owned: Owned | None = None
         self._pin_at, self._frozen_at = pin_at(directory), frozen_at(directory)
+        self._keeping = threading.Lock()
+        self._keepers = 0
+        self._closing = False
 
     @classmethod
     def open(cls, directory: Path, layout: Layout) -> Self:
@@ -387,8 +395,30 @@ class DeviceFile:
         with self.map.locked():
             self.map.write_uses(touched)
 
+    @contextmanager
+    def kept_open(self) -> Iterator[bool]:
+        """Put :meth:`close` off until this ends. False if it was called already: nobody may use it then."""
+        with self._keeping:
+            kept = not self._closing
+            self._keepers += kept
+        try:
+            yield kept
+        finally:
+            with self._keeping:
+                self._keepers -= kept
+                last = kept and self._closing and not self._keepers
+            if last:
+                self._close()
+
     def close(self) -> None:
-        """Flush what is known of last uses and give up the files."""
+        """Flush what is known of last uses and give up the files, as soon as nobody keeps them open."""
+        with self._keeping:
+            self._closing = True
+            if self._keepers:
+                return
+        self._close()
+
+    def _close(self) -> None:
         try:
             if any(self._touched):
                 self.flush_uses()

@@ -50,6 +50,8 @@ def write_run(fd: int, presence: PresenceMap, run: Sequence[Fill], *, undo: bool
     """Write one stretch; raises OSError, and has freed what it took then if that is to be undone."""
     offset = presence.offsets[run[0].number]
     total = sum(len(fill.data) for fill in run)
+    if total != sum(presence.lengths[fill.number] for fill in run):
+        raise ValueError(f"{total} bytes for spans {run[0].number}..{run[-1].number}, which have others")
     try:
         written = os.pwritev(fd, [fill.data for fill in run], offset)
         if written != total:

@@ -50,8 +50,14 @@ class HashAhead:
             while not self._ended and (length := self._advance()):
                 # A call that has begun is finished, whoever is cancelled.
                 offset, self._bytes = self._bytes, self._bytes + length
-                if not await self._threads.run(self._file.hash_range, self._hasher, offset, length):
-                    self.generation = _NEVER
+                whole = False
+                try:
+                    whole = await self._threads.run(self._file.hash_range, self._hasher, offset, length)
+                finally:
+                    # A call that never began, as who waited for a thread was cancelled, leaves a gap.
+                    if not whole:
+                        self.generation = _NEVER
+                if not whole:
                     return
 
     async def end(self) -> tuple[Hasher, int]:

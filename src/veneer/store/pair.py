@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from veneer.store.pin import is_pinned
-from veneer.store.presence import Layout, MapMismatch, PresenceMap
+from veneer.store.presence import MAGIC, Layout, MapMismatch, PresenceMap
 
 __all__ = ["checked", "is_at", "open_pair"]
 
@@ -62,6 +62,9 @@ def open_pair(directory: Path, layout: Layout) -> tuple[PresenceMap, int] | None
                 return presence, data
             except (MapMismatch, FileNotFoundError) as error:
                 _log.warning("discarding the cached device %s: %s", directory.name, error)
+                # Or it would match again if we die when its data file has been replaced, and the next one that
+                # is made is given the number of the old one.
+                os.pwrite(old, bytes(len(MAGIC)), 0)
         return _create_pair(directory, layout)
     finally:
         if not kept:

@@ -92,10 +92,16 @@ class Pin:
 
     def release(self) -> None:
         """Remove the pin: the superblock is gone."""
-        # Somebody may have deleted the cache under the mount, and the pin with it.
-        with suppress(FileNotFoundError), _changing(self._directory):
-            (self._directory / _NAME).unlink(missing_ok=True)
-        self.close()
+        try:
+            with _changing(self._directory):
+                (self._directory / _NAME).unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass  # Somebody has deleted the cache under the mount, and the pin with it.
+        except OSError as error:
+            # Stale from now on: whoever comes across it removes it.
+            _log.warning("the pin of the device %s stays: %s", self._directory.name, error.strerror)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Forget the pin and leave its file: the mount goes on, and waits for its next owner."""
@@ -139,10 +145,16 @@ class Freeze:
 
     def release(self) -> None:
         """Let the device change again: it is not mounted, or not any more."""
-        with suppress(FileNotFoundError), _changing(self._path.parents[1]):
-            self._path.unlink(missing_ok=True)
-            _remove_if_empty(self._path.parent)
-        self.close()
+        try:
+            with _changing(self._path.parents[1]):
+                self._path.unlink(missing_ok=True)
+                _remove_if_empty(self._path.parent)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.warning("the device %s stays frozen: %s", self._path.parents[1].name, error.strerror)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Forget about it and leave its file: the mount may go on."""

@@ -12,10 +12,10 @@ read-only file system is then an :class:`OSError`, not a SIGBUS.
 Everything is in the machine's byte order: a cache does not travel. The CRC covers span number, digest and
 state, so that a torn or scribbled record is noticed when the map is opened, before it can vouch for anything.
 
-The generation makes lock-free readers safe. Whoever takes spans away increments it, clears the records,
-increments it again, and only then punches the data. A reader that sees the same generation before it looked at
-the state and after it read the data has read bytes that were there all the time: had the punch happened
-in between, it would have seen the second increment or, before that, a cleared record.
+The generation makes lock-free readers safe. Whoever takes spans away clears the records, increments it, and
+only then punches the data. A reader that sees the same generation before it looked at the state and after it
+read the data has read bytes that were there all the time: had the punch happened in between, it would have
+seen the increment or, if that came before it began, a cleared record.
 
 A device that is complete and was hashed as a whole is noted as such: with the generation of that moment, plus
 one. So the note is worth nothing as soon as any span was taken away since, whoever did it, and a map from
@@ -45,6 +45,7 @@ from veneer.index.model import Device
 
 __all__ = [
     "EMPTY",
+    "MAGIC",
     "PRESENT",
     "SUSPECT",
     "Form",
@@ -55,7 +56,8 @@ __all__ = [
     "present_bytes",
 ]
 
-_MAGIC = b"VENEERPM"
+#: What a map begins with.
+MAGIC = b"VENEERPM"
 _VERSION = 1
 #: magic, version, form, device key, SHA-256 of the layout, spans, data file's st_dev, st_ino and size, blob.
 _IDENTITY = struct.Struct("=8sII32s32sQQQQ144s")
@@ -152,7 +154,7 @@ def present_bytes(path: Path) -> int:
         header = os.pread(fd, _HEADER_SIZE, 0)
     finally:
         os.close(fd)
-    if len(header) != _HEADER_SIZE or not header.startswith(_MAGIC):
+    if len(header) != _HEADER_SIZE or not header.startswith(MAGIC):
         raise MapMismatch("the map has no header")
     total: int = struct.unpack_from("=Q", header, _PRESENT_BYTES)[0]
     return total
@@ -206,7 +208,7 @@ class PresenceMap:
         rows = layout.rows.tobytes()
         form = _FormNumber[layout.form.name]
         identity = (layout.key, hashlib.sha256(rows).digest(), count, data.st_dev, data.st_ino, layout.size)
-        _IDENTITY.pack_into(header, 0, _MAGIC, _VERSION, form, *identity, layout.blob.encode("ascii"))
+        _IDENTITY.pack_into(header, 0, MAGIC, _VERSION, form, *identity, layout.blob.encode("ascii"))
         header[_BOOT : _BOOT + 16] = boot_id()
         os.posix_fallocate(fd, 0, _HEADER_SIZE + _ROW * count)
         _pwrite_all(fd, bytes(header) + rows, 0)
@@ -214,7 +216,7 @@ class PresenceMap:
     def check(self, data: os.stat_result, layout: Layout | None = None) -> None:
         """Raise MapMismatch unless the map is whole and speaks of this data file (and this layout)."""
         rows = bytes(self._view[_HEADER_SIZE : self._uses_at])
-        if self._magic != (_MAGIC, _VERSION) or self._count != self.count:
+        if self._magic != (MAGIC, _VERSION) or self._count != self.count:
             raise MapMismatch("the map's header is damaged, or from another version")
         if layout is not None:
             if (self.key, self.form) != (layout.key, layout.form):
@@ -310,8 +312,8 @@ class PresenceMap:
     def clear(self, numbers: Iterable[int]) -> int:
         """Take spans away; their data may be punched once this returns. Returns the bytes lost."""
         lost = 0
+        # First: dying before the next generation must not leave a note that the device is complete.
         self.clear_complete()
-        self.bump()
         for number in numbers:
             if self.states[number] != EMPTY:
                 lost += self.lengths[number]

@@ -290,6 +290,7 @@ class SpanStore:
         Raises:
             IntegrityError: every span is what it should be, but the whole is not. All of it is dropped, unless
                 it is pinned, and it is not read any more.
+            CacheError: what was found cannot be noted on the disk.
         """
         try:
             return await prove(attached, self._cache, self._jobs.threads)
@@ -298,6 +299,8 @@ class SpanStore:
             for note in list(attached.on_refuted.values()):
                 await trio.to_thread.run_sync(note, error)
             raise
+        except OSError as error:
+            raise CacheError(f"{attached.source.name} cannot be noted as complete: {error.strerror}") from error
 
     def pin(self, attached: AttachedDevice, before_punch: BeforePunch) -> None:
         """Answer for what the kernel reads of the device's file: nobody else changes it from now on.
