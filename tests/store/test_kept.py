@@ -148,6 +148,25 @@ async def test_what_a_mount_may_need_stays(tmp_path: Path, cache_dir: Path, one:
     assert kept(cache_dir) == {"sidecar": 0, "pack": 0, "index": 0}
 
 
+async def test_what_no_note_names_goes_but_not_while_its_note_may_be_about_to_be_written(
+    cache_dir: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [
+        put(cache_dir / "sidecars/blobs/sha256" / ("6" * 64), bytes(40 * KIB), 9),
+        put(cache_dir / "packs" / MANIFEST / "killed" / ("7" * 64), bytes(50 * KIB), 9),
+        put(cache_dir / "packs" / MANIFEST / "killed" / ".pack.json", b"{}", 9),
+    ]
+    named = cache_dir / "sidecars/blobs/sha256" / ("1" * 64)
+    collect(cache_dir, 0)
+    assert all(path.exists() for path in left), "as new as if they had just been written"
+    assert not named.exists()
+    monkeypatch.setattr("veneer.store.kept._GRACE_NS", 0)
+    collect(cache_dir, 0)
+    assert not any(path.exists() for path in left)
+    assert not (cache_dir / "packs" / MANIFEST).exists()
+    assert usage(cache_dir).bytes == 0
+
+
 async def test_a_store_makes_room_by_what_is_older_than_its_spans(
     tmp_path: Path, cache_dir: Path, one: Sample
 ) -> None:

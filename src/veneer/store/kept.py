@@ -5,8 +5,8 @@
     layers/ALGORITHM-HEX               of a streamed layer; checkpoints/ALGORITHM-HEX beside it
 
 Sidecars and packs are as old as their last use, which whoever looks at them notes with :func:`note_use`, and
-may be evicted like spans. An index of a layer is of use together with its device alone, and goes when that has
-gone.
+may be evicted like spans. So may what no note names, as its writer was killed before that, or the note names
+others by now. An index of a layer is of use together with its device alone, and goes when that has gone.
 
 Invariant: nothing is evicted that was used within the last minute, or that is of an image or of blobs whose
 devices somebody has open. Everything here tolerates that others delete at the same time.
@@ -116,15 +116,21 @@ def _sidecars(cache_dir: Path) -> Iterator[KeptItem]:
         taken.update(own)
         blobs = {*digests, *_layers_of(cache_dir, note.stem)}
         yield _item("sidecar", note, (note, *own), blobs)
+    for path in _found(directory / "blobs", "*/*"):
+        if path not in taken:
+            yield _nameless("sidecar", path, (path,), {f"{path.parent.name}:{path.name}"})
 
 
 def _packs(cache_dir: Path) -> Iterator[KeptItem]:
     for directory in _found(cache_dir, "packs/*/*/"):
         note = directory / "pack.json"
         files = tuple(path for path in _found(directory, "*") if path != note)
+        # By whichever image it is used, its device is open then.
+        blobs = {f"sha256:{path.name}" for path in files}
         if note.is_file():
-            # By whichever image it is used, its device is open then.
-            yield _item("pack", directory, (note, *files), {f"sha256:{path.name}" for path in files})
+            yield _item("pack", directory, (note, *files), blobs)
+        elif files:
+            yield _nameless("pack", directory, files, blobs)
 
 
 def _indexes(cache_dir: Path) -> Iterator[KeptItem]:
@@ -141,6 +147,13 @@ def _found(directory: Path, pattern: str) -> list[Path]:
 
 def _item(kind: str, path: Path, files: tuple[Path, ...], blobs: set[str]) -> KeptItem:
     return KeptItem(kind, path, _used_ns(files[0]), sum(map(_size, files)), files, frozenset(blobs))
+
+
+def _nameless(kind: str, path: Path, files: tuple[Path, ...], blobs: set[str]) -> KeptItem:
+    """What no note names, or not yet."""
+    # Of their names, not of their bytes: a file that is moved here may have been written long ago.
+    used = max(_status_ns(file) for file in files)
+    return KeptItem(kind, path, used, sum(map(_size, files)), files, frozenset(blobs))
 
 
 def _digests_of_sidecar(note: Path) -> list[str]:
@@ -174,6 +187,12 @@ def _document(path: Path) -> Json:
 def _used_ns(path: Path) -> int:
     with suppress(OSError):
         return path.stat().st_mtime_ns
+    return 0
+
+
+def _status_ns(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_ctime_ns
     return 0
 
 
