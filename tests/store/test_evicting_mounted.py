@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,8 @@ class Mark:
         self.error: OSError | None = None
         #: Each time: spans that the map had, and bytes of the file.
         self.calls: list[tuple[int, bytes]] = []
+        #: Each time: whether the device counted as complete.
+        self.complete: list[bool] = []
 
     def __call__(self) -> None:
         assert self.attached is not None
@@ -37,6 +40,7 @@ class Mark:
         assert self.attached.data_fd is not None
         on_disk = len(self.attached.file.map.on_disk())
         self.calls.append((on_disk, os.pread(self.attached.data_fd, self.attached.size, 0)))
+        self.complete.append(self.attached.complete)
         if self.error is not None:
             raise self.error
 
@@ -135,6 +139,62 @@ async def test_a_span_that_is_used_while_it_is_being_taken_stays(
     assert store.holds(attached, 2 * SPAN, SPAN)
 
 
+async def test_a_span_that_is_used_just_when_somebody_looks_for_it_stays(
+    store: SpanStore, attached: AttachedDevice, clock: Clock, cache: DeviceCache
+) -> None:
+    file, taken = attached.file, list[int]()
+    assert file is not None
+
+    class Looked(bytes):
+        """The states, which change as soon as somebody has seen them."""
+
+        def __getitem__(self, key: Any) -> Any:
+            seen = super().__getitem__(key)
+            if not taken:
+                taken.append(0)
+                taken[0] = cache.collect(0)
+            return seen
+
+    clock.advance()
+    states, file.states = file.states, Looked(file.states)
+    told = store.holds(attached, 2 * SPAN, 10)
+    file.states = states
+    assert taken == [9 * SPAN]
+    assert (told, held(store, attached)) == (True, {2})
+
+
+async def test_what_was_just_fetched_stays_until_the_kernel_can_be_told(
+    store: SpanStore, one: Sample, clock: Clock, mark: Mark, cache: DeviceCache
+) -> None:
+    attached = mark.attached = store.attach(one.device, ScriptedSource(one.blob))
+    store.pin(attached, mark)
+    clock.advance()
+    await store.read(attached, 0, SPAN)
+    assert cache.collect(0) == 0
+    clock.advance()
+    assert cache.collect(0) == SPAN
+
+
+@pytest.mark.parametrize("proven_first", [False, True])
+async def test_a_complete_device_that_loses_a_damaged_span_is_watched_before_more_goes(
+    store: SpanStore, one: Sample, clock: Clock, mark: Mark, cache: DeviceCache, proven_first: bool
+) -> None:
+    attached = mark.attached = store.attach(one.device, ScriptedSource(one.blob))
+    await store.fill(attached, 0, attached.size)
+    if proven_first:
+        assert await store.prove(attached)
+    store.pin(attached, mark)
+    assert await store.prove(attached)
+    assert attached.file is not None
+    os.pwrite(attached.file.fd, b"damage", 3 * SPAN)
+    assert cache.verify(attached.file, range(10)).dropped == [3]
+    clock.advance()
+    assert cache.collect(0) == 0
+    assert len(mark.calls) == 1
+    clock.advance()
+    assert cache.collect(0) == 9 * SPAN
+
+
 async def test_what_cannot_be_marked_is_not_punched(
     store: SpanStore,
     attached: AttachedDevice,
@@ -171,6 +231,7 @@ async def test_a_complete_device_is_watched_for_as_long_before_anything_of_it_go
     assert cache.collect(0) == 0
     assert (attached.complete, attached.all_present) == (False, True)
     assert mark.calls == [(10, one.plain)]
+    assert mark.complete == [False], "or it could be unmarked once more"
     assert not await store.prove(attached), "else it would be unmarked again"
     clock.advance(59)
     assert cache.collect(0) == 0

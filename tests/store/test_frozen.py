@@ -1,5 +1,7 @@
 """Complete devices that the kernel reads and nobody answers for: nothing of them is taken away."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from tests.store.owning import Clock, owning_store
 from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
 from tests.store.test_processes import go, started
+from veneer.errors import CacheError
 from veneer.store import presence
 from veneer.store.cache import DeviceCache
 from veneer.store.devicefile import Evicted
@@ -115,6 +118,28 @@ async def test_the_owner_of_a_mount_leaves_a_frozen_device_as_it_is(
         clock.advance()
         assert file.evict(range(10)) == Evicted(10, SIZE)
         store.unpin(attached)
+
+
+async def test_what_its_owner_cannot_write_again_is_not_punched_out_of_a_frozen_device(
+    tmp_path: Path, store: SpanStore, one: Sample, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(_fd: int, _buffers: object, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    attached = await complete(store, one)
+    store.pin(attached, lambda: None)
+    held = frozen(store, attached)
+    assert attached.file is not None
+    damaged = one.plain[: 60 * KIB] + b"damage" + one.plain[60 * KIB + 6 :]
+    os.pwrite(attached.file.fd, b"damage", 60 * KIB)
+    assert attached.file.verify(range(10)).dropped == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", no_space)
+        with pytest.raises(CacheError):
+            await store.fill(attached, 60 * KIB, 1)
+    assert (directory / "data").read_bytes() == damaged, "whoever reads it by himself is not given zeros"
+    held.release()
+    store.unpin(attached)
 
 
 async def test_eviction_that_has_begun_is_in_the_way(tmp_path: Path, one: Sample) -> None:

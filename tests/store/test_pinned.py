@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.invoking import invoke
-from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, store_settings
+from tests.store.rig import KIB, RAW, Sample, ScriptedSource, sample, sample_of, store_settings
 from tests.store.test_processes import go, started
 from veneer.erofs.writer import write_erofs
 from veneer.errors import CacheError
@@ -82,6 +82,22 @@ async def test_damage_that_others_find_is_left_to_the_owner(
         assert attached.file is not None
         assert attached.file.verify(range(10)).dropped == [1]
         assert os.pread(attached.data_fd, 6, 70 * KIB) == b"damage", "never punched: it is fetched in its place"
+
+
+async def test_what_a_device_has_that_others_have_mounted_is_not_copied_from_it(
+    tmp_path: Path, attached: AttachedDevice, one: Sample
+) -> None:
+    """Reading its file would wait for whoever answers for it."""
+    alike = sample_of([one.plain[: 60 * KIB], b"other"], codecs=(RAW,))
+    source = ScriptedSource(alike.blob)
+    async with open_store(store_settings(tmp_path)) as other:
+        other.attach(one.device, ScriptedSource(b""))
+        second = other.attach(alike.device, source)
+        # Looks for twins from now on.
+        assert await other.read(second, 60 * KIB, 5) == b"other"
+        assert await other.read(second, 0, 60 * KIB) == one.plain[: 60 * KIB]
+        assert other.stats.copied == 0
+    assert len(source.requests) == 2
 
 
 async def test_maintenance_leaves_pinned_devices_alone_and_says_so(

@@ -1,6 +1,8 @@
 """Reads through the store: single flight, coalescing, priorities, forms, copies, completion."""
 
+import errno
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from veneer.codec import check_and_decode
 from veneer.errors import UsageError
 from veneer.index.model import Codec, Span
 from veneer.store import presence
+from veneer.store.devicefile import DeviceFile
 from veneer.store.spanstore import AttachedDevice, Form, Priority, SpanStore, open_store
 
 
@@ -259,6 +262,43 @@ async def test_stored_form_that_rotted_on_disk_is_fetched_again(tmp_path: Path) 
         attached = store.attach(one.device, source, form=Form.STORED)
         assert await store.read(attached, 0, attached.size) == one.plain
         assert store.stats.dropped == 1
+    assert len(source.requests) == 2
+    async with open_store(settings) as store:
+        attached = store.attach(one.device, source, form=Form.STORED)
+        assert await store.read(attached, 0, attached.size) == one.plain
+    assert len(source.requests) == 2, "what came is on the disk in place of what had rotted"
+
+
+async def test_after_a_boot_stored_form_is_verified_and_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sample([50 * KIB] * 3)
+    settings, source = store_settings(tmp_path), ScriptedSource(one.blob)
+    async with open_store(settings) as store:
+        await store.read(store.attach(one.device, source, form=Form.STORED), 0, len(one.plain))
+    monkeypatch.setattr(presence, "boot_id", lambda: b"another boot id!")
+    async with open_store(settings) as store:
+        attached = store.attach(one.device, source, form=Form.STORED)
+        assert await store.read(attached, 0, attached.size) == one.plain
+        assert (store.stats.reverified, store.stats.dropped) == (3, 0)
+    assert len(source.requests) == 1
+
+
+async def test_what_cannot_be_verified_after_a_boot_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(_file: DeviceFile, _numbers: Iterable[int]) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    one = sample([50 * KIB] * 3)
+    settings, source = store_settings(tmp_path), ScriptedSource(one.blob)
+    async with open_store(settings) as store:
+        await store.read(store.attach(one.device, source), 0, len(one.plain))
+    monkeypatch.setattr(presence, "boot_id", lambda: b"another boot id!")
+    monkeypatch.setattr(DeviceFile, "verify", read_only)
+    async with open_store(settings) as store:
+        attached = store.attach(one.device, source)
+        assert await store.read(attached, 0, attached.size) == one.plain
     assert len(source.requests) == 2
 
 
