@@ -107,6 +107,8 @@ NOW = datetime(2026, 10, 21, 7, 28, 0, tzinfo=UTC)
         ("-5", None),
         ("soon", None),
         ("²", None),
+        (f"Wed, 21 Oct {10**20} 07:29:30 GMT", None),
+        (f"Wed, 21 Oct 2026 07:29:30 +{10**20}", None),
     ],
 )
 def test_retry_after_values(value: str, expected: float | None) -> None:
