@@ -424,7 +424,8 @@ async def test_pages_are_followed(transport: Transport, settings: Settings) -> N
         )
         headers = {"Content-Type": OCI_INDEX}
         if number < 3:
-            headers["Link"] = f"<?page={number + 1}>; rel=next"
+            # What another link says is not about this one.
+            headers["Link"] = f'<?page=9>; title=all <?page={number + 1}>; title="x"; rel=next'
         await wire.answer(200, build_index([entry]), headers)
 
     async with serve(pages) as server:

@@ -29,7 +29,8 @@ _MAX_LOOKUPS = 32
 _MAX_WRITES = 8
 #: Answers of registries that do not know the API.
 _UNKNOWN = frozenset({400, 404, 405, 501})
-_NEXT = re.compile(r"<([^<>]+)>\s*;[^,]*\brel=\"?next\"?", re.IGNORECASE)
+#: Parameters do not reach into another link: a header of 100 KB full of links would take half a minute.
+_NEXT = re.compile(r"<([^<>]+)>\s*;[^,<]*\brel=\"?next\"?", re.IGNORECASE)
 
 
 class Referrers:
