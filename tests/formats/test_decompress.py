@@ -83,6 +83,23 @@ def test_flipped_bits_and_emptiness_are_refused(compression: str) -> None:
             unpack(bad, compression)
 
 
+@pytest.mark.parametrize("step", [1, 7, 128 << 10])
+def test_headers_of_members_may_have_names_and_comments(step: int) -> None:
+    """RFC 1952: extra field, name, comment and checksum of the header, in this order."""
+    deflated = zlib.compress(b"text", wbits=-15)
+    end = zlib.crc32(b"text").to_bytes(4, "little") + (4).to_bytes(4, "little")
+    extra, texts = b"\x05\0ab\0cd", b"n" * 9_000 + b"\0" + b"comment\0"
+    member = b"\x1f\x8b\x08\x1e" + bytes(6) + extra + texts + b"cc" + deflated + end
+    stored = io.BytesIO(3 * member)
+    assert b"".join(plain_pieces(lambda size: stored.read(min(size, step)), "gzip", "layer x")) == b"text" * 3
+    for cut in (12, 20, 9_020, 9_027, len(member) - len(deflated) - len(end) - 1):
+        with pytest.raises(IntegrityError, match="ends early"):
+            unpack(member[:cut], "gzip")
+    endless = b"\x1f\x8b\x08\x10" + bytes(6) + b"c" * (64 << 10) + b"\0" + deflated + end
+    with pytest.raises(IntegrityError, match="a header of more than"):
+        unpack(endless, "gzip")
+
+
 def test_plain_layers_pass_through_and_unknown_ones_do_not() -> None:
     assert unpack(TEXT, "none") == TEXT
     with pytest.raises(UnsupportedFormat):

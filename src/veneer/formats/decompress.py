@@ -152,7 +152,7 @@ def _inflate(
         size += len(plain)
         if plain:
             yield plain
-    source.give_back(pending)
+    source.give_back(len(pending))
     return size
 
 
@@ -180,23 +180,28 @@ class _Pending:
     def __init__(self, read: Read, place: int) -> None:
         self.place = place
         self._read = read
-        self._held = b""
+        #: The latest piece that was read, and what of it was taken.
+        self._piece = b""
+        self._at = 0
 
     def more(self, size: int) -> bool:
         """Whether there is another byte."""
-        self._held = self._held or self._read(size)
-        return bool(self._held)
+        if self._at == len(self._piece):
+            self._piece, self._at = self._read(size), 0
+        return bool(self._piece)
 
     def take(self, size: int) -> bytes:
-        """Some bytes; ``b""`` at the end."""
-        taken, self._held = (self._held[:size], self._held[size:]) if self._held else (self._read(size), b"")
+        """Some bytes of one piece; ``b""`` at the end."""
+        self.more(size)
+        taken = self._piece[self._at : self._at + size]
+        self._at += len(taken)
         self.place += len(taken)
         return taken
 
-    def give_back(self, data: bytes) -> None:
-        """Have these bytes come next."""
-        self._held = data + self._held
-        self.place -= len(data)
+    def give_back(self, count: int) -> None:
+        """Have the last bytes that :meth:`take` gave, at most all of them, come next."""
+        self._at -= count
+        self.place -= count
 
     def exactly(self, size: int, what: str) -> bytes:
         """So many bytes. Raises IntegrityError."""
@@ -210,9 +215,15 @@ class _Pending:
 
     def past_zero(self, what: str) -> None:
         """Skip a text and the zero at its end. Raises IntegrityError."""
-        for _ in range(_MAX_HEADER_TEXT):
-            if self.exactly(1, what) == b"\0":
+        left = _MAX_HEADER_TEXT
+        while left:
+            part = self.take(left)
+            if not part:
+                raise IntegrityError(f"{what}: gzip stream ends early")
+            if (end := part.find(b"\0")) >= 0:
+                self.give_back(len(part) - end - 1)
                 return
+            left -= len(part)
         raise IntegrityError(f"{what}: malformed gzip stream: a header of more than {_MAX_HEADER_TEXT} bytes")
 
 
