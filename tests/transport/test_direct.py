@@ -1,10 +1,12 @@
 """Connections without a library in between: when one is used again, and that answers end where they say."""
 
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
+import trustme
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.transport.settings import settings_in
@@ -20,8 +22,8 @@ async def transport(tmp_path: Path) -> AsyncIterator[Transport]:
         yield transport
 
 
-async def fetch(transport: Transport, host: str, method: str = "GET") -> bytes:
-    async with await transport.send(Request(method, f"http://{host}/x", "app")) as response:
+async def fetch(transport: Transport, host: str, method: str = "GET", scheme: str = "http") -> bytes:
+    async with await transport.send(Request(method, f"{scheme}://{host}/x", "app")) as response:
         return await response.body(1 << 20)
 
 
@@ -45,6 +47,26 @@ async def test_bytes_behind_an_answer_are_not_the_next_answer(
 
     async with serve(talkative) as server:
         assert [await fetch(transport, server.host) for _ in range(3)] == [body] * 3
+        assert server.connections == 3
+
+
+async def test_nor_are_those_that_came_in_one_record_of_tls(tmp_path: Path) -> None:
+    """They are decrypted already: nothing on the socket tells of them."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.num_tickets = 0
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    async def talkative(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\n")
+        await wait_all_tasks_blocked()  # the head alone has been read
+        await wire.send(b"right" + b"HTTP/1.1 200 X\r\nContent-Length: 5\r\n\r\nwrong")
+
+    async with (
+        serve(talkative, tls=context) as server,
+        Transport(settings_in(tmp_path, ca_file=tmp_path / "ca.pem")) as transport,
+    ):
+        assert [await fetch(transport, server.host, scheme="https") for _ in range(3)] == [b"right"] * 3
         assert server.connections == 3
 
 
