@@ -131,10 +131,18 @@ def test_documents_with_two_readings_are_refused(data: dict[str, Any]) -> None:
         parse_manifest(encoded(data), None)
 
 
-@pytest.mark.parametrize("name", ["Layers", "MANIFESTS", "mediatype", "Config"])
+@pytest.mark.parametrize("name", ["Layers", "MANIFESTS", "mediatype", "Config", "layer\u017f"])
 def test_members_that_other_readers_would_take_for_known_ones_are_refused(name: str) -> None:
     with pytest.raises(IntegrityError, match="some readers"):
         parse_manifest(encoded(document(**{name: []})), None)
+
+
+@pytest.mark.parametrize("name", ["Digest", "\u017fize", "MEDIATYPE"])
+def test_so_are_those_of_descriptors(name: str) -> None:
+    data = document()
+    data["layers"][0][name] = 7
+    with pytest.raises(IntegrityError, match="layer 0 has a member .* some readers"):
+        parse_manifest(encoded(data), None)
 
 
 def test_media_type_must_be_the_one_it_is_served_as() -> None:

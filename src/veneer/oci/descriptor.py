@@ -5,7 +5,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,12 +13,30 @@ from veneer.errors import IntegrityError, UsageError
 from veneer.oci.digest import Digest
 from veneer.oci.platform import Platform
 
-__all__ = ["MAX_BLOB_SIZE", "Descriptor", "Platform", "string_map"]
+__all__ = ["MAX_BLOB_SIZE", "Descriptor", "Platform", "check_members", "folded", "string_map"]
 
 #: Larger blobs are refused: no registry stores them, and sizes must fit 63 bits with room for sums.
 MAX_BLOB_SIZE = 1 << 48
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+
+
+def folded(names: Iterable[str]) -> dict[str, str]:
+    """Names of members, for :func:`check_members`."""
+    return {name.casefold(): name for name in names}
+
+
+def check_members(document: Mapping[str, object], names: Mapping[str, str], what: str) -> None:
+    """Raise IntegrityError for a member that readers which ignore case would take for one of ``names``.
+
+    Go's is such a reader, and takes the last of them.
+    """
+    for name in document:
+        if names.get(name.casefold(), name) != name:
+            raise IntegrityError(f"{what} has a member {name!r} that some readers would take for another")
+
+
+_MEMBERS = folded(("mediaType", "digest", "size", "urls", "annotations", "data", "platform", "artifactType"))
 
 
 def string_map(value: object, what: str) -> dict[str, str]:
@@ -46,6 +64,7 @@ class Descriptor:
         """Check and parse one descriptor; ``what`` names it in errors."""
         if not isinstance(value, dict):
             raise IntegrityError(f"{what} is not an object")
+        check_members(value, _MEMBERS, what)
         media_type, digest, size = value.get("mediaType"), value.get("digest"), value.get("size")
         if not isinstance(media_type, str) or not _MEDIA_TYPE.fullmatch(media_type):
             raise IntegrityError(f"{what} has no valid mediaType")

@@ -14,7 +14,7 @@ from typing import Self
 
 from veneer.errors import IntegrityError, NotFound, UnsupportedFormat
 from veneer.oci.canonical import Json, canonical_json, parse_json
-from veneer.oci.descriptor import Descriptor, Platform, string_map
+from veneer.oci.descriptor import Descriptor, Platform, check_members, folded, string_map
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import DOCKER_CONFIG, DOCKER_MANIFEST, INDEXES, MANIFESTS, OCI_INDEX, OCI_MANIFEST
 
@@ -44,12 +44,11 @@ _SCHEMA_1 = frozenset(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-#: Members that give a document its meaning. A reader that ignores case would take others for them.
-_MEMBERS = frozenset(
-    {"schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject", "annotations"}
-    | {"fsLayers", "history"}  # of Docker schema 1
+#: Members that give a document its meaning, the last two in Docker schema 1.
+_MEMBERS = folded(
+    ("schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject", "annotations")
+    + ("fsLayers", "history")
 )
-_MEMBERS_IN_LOWER_CASE = frozenset(map(str.lower, _MEMBERS))
 _FOREIGN_TO_MANIFESTS = ("manifests", "fsLayers", "history")
 _FOREIGN_TO_INDEXES = ("config", "layers", "fsLayers", "history")
 #: What an architecture without a variant means, as in ``linux/arm`` for ``linux/arm/v7``.
@@ -248,9 +247,7 @@ def _open(data: bytes, media_type: str | None) -> tuple[dict[str, Json], str]:
     document = parse_json(data, "manifest", limit=MAX_MANIFEST_SIZE)
     if not isinstance(document, dict):
         raise IntegrityError("manifest is not a JSON object")
-    for name in document:
-        if name not in _MEMBERS and name.lower() in _MEMBERS_IN_LOWER_CASE:
-            raise IntegrityError(f"manifest has a member {name!r} that some readers would take for another")
+    check_members(document, _MEMBERS, "manifest")
     version = document.get("schemaVersion")
     if type(version) is int and version == 1:
         raise _schema_1()
