@@ -161,6 +161,8 @@ def test_the_smallest_tree_is_a_root() -> None:
         ({"xattrs": {6: ((b"u" * 256, b""),)}}, "longer than Linux"),
         ({"xattrs": {6: ((b"user.a", bytes(65537)),)}}, "longer than Linux"),
         ({"xattrs": {6: tuple((b"user.%0200d" % i, b"") for i in range(400))}}, "too many names"),
+        ({"xattrs": {6: ((b"user.a", b""), (b"user.overlay.opaque", b"y"))}}, "overlayfs"),
+        ({"xattrs": {1: ((b"trusted.overlay.whiteouts", b"y"),)}}, "overlayfs"),
         ({"xattrs": {8: ((b"user.a", b""),)}}, "not below 8"),
         ({"segments": {1: ()}}, "other than a regular file"),
         ({"segments": {6: ((0, 10),)}}, "no hole"),

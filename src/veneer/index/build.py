@@ -29,7 +29,7 @@ from typing import Final
 from veneer.errors import IntegrityError
 from veneer.index.build_layout import Node, lay_out
 from veneer.index.build_path import WHITEOUT_PREFIX, check_name, components
-from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree, Xattrs
+from veneer.index.model import IMPLICIT_DIR, LINK, OVERLAY_XATTRS, WHITEOUT, LayerTree, Xattrs
 from veneer.index.tar_entry import TarEntry, display
 from veneer.index.tar_header import MalformedTar
 
@@ -55,7 +55,6 @@ _SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
 _TYPES: Final = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 
 _NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.")
-_OVERLAY: Final = (b"trusted.overlay.", b"user.overlay.")
 
 
 class TreeBuilder:
@@ -234,7 +233,7 @@ class TreeBuilder:
         kept = []
         for name, value in sorted(entry.xattrs.items()):
             namespace = name.partition(b".")[0] + b"."
-            if name.startswith(_OVERLAY):
+            if name.startswith(OVERLAY_XATTRS):
                 self.dropped["overlay xattr"] += 1
             elif (
                 namespace not in _NAMESPACES

@@ -24,6 +24,7 @@ __all__ = [
     "DEFLATE",
     "IMPLICIT_DIR",
     "LINK",
+    "OVERLAY_XATTRS",
     "WHITEOUT",
     "WINDOW_SIZE",
     "Codec",
@@ -48,6 +49,9 @@ LINK = 0o030000
 IMPLICIT_DIR = 0o050000
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
+#: What overlayfs obeys in the layers that it shows, where whiteouts and redirections can be written like this,
+#: begins with one of these. No tree has such attributes.
+OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from itertools import accumulate, islice
 from typing import Final
 
 from veneer.errors import IntegrityError
-from veneer.index.model import IMPLICIT_DIR, LINK, WHITEOUT, LayerTree, Xattrs
+from veneer.index.model import IMPLICIT_DIR, LINK, OVERLAY_XATTRS, WHITEOUT, LayerTree, Xattrs
 from veneer.index.wire_columns import (
     Fields,
     ascending_column,
@@ -204,6 +204,8 @@ def _decode_xattrs(fields: Fields, kinds: bytes) -> dict[int, Xattrs]:
         keys = [name for name, _ in attributes]
         if keys != sorted(set(keys)) or sum(map(len, keys)) + len(keys) > MAX_XATTR_LIST:
             raise IntegrityError(f"{what}: extended attributes are not sorted, or have too many names")
+        if any(key.startswith(OVERLAY_XATTRS) for key in keys):
+            raise IntegrityError(f"{what}: an extended attribute would tell overlayfs what to show")
     if len(set(sets)) != set_count:
         raise IntegrityError(f"{what}: a set of extended attributes is there twice")
     return dict(zip(rows, map(sets.__getitem__, set_of), strict=True))
