@@ -280,6 +280,10 @@ def test_the_order_is_that_of_first_use_and_what_is_too_much_is_left_out() -> No
     assert hot_ranges(index, touched, 1 << 20) == [*expected, last]
     assert hot_ranges(index, touched, 4096 * 4) == expected
     assert hot_ranges(index, [Range(LAYERS[0], 0, 10)], 1 << 20) == []
+    # A profile may say anything; what is behind the end takes neither time nor memory.
+    whole = [Range(layer, a, 10_240), Range(layer, b, 10_240)]
+    beyond = [Range(layer, 1 << 52, 1 << 52), Range(layer, 0, 1 << 53)]
+    assert hot_ranges(index, beyond, 1 << 20) == whole
 
 
 def test_parts_of_files_beside_what_was_read_are_left_out() -> None:

@@ -81,7 +81,8 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
 
     Args:
         index: the image.
-        ranges: as a profile has them; those of other layers, or of no file, are passed over.
+        ranges: as a profile has them; those of other layers, or of no file, are passed over, and what is behind
+            the end of a device.
         most: bytes in all, at most; what comes later is left out.
     """
     numbers = {device.diff_id: number for number, device in reversed(list(enumerate(index.devices)))}
@@ -98,6 +99,7 @@ def hot_ranges(index: ImageIndex, ranges: Iterable[Range], most: int) -> list[Ra
         if layer not in numbers:
             continue
         limit = index.devices[numbers[layer]].spans.size
+        length = min(length, limit - offset)
         pages = read[layer]
         pages.update(_pages(offset, length))
         for number in same[layer]:
