@@ -141,7 +141,7 @@ def test_members_that_other_readers_would_take_for_known_ones_are_refused(name: 
 def test_so_are_those_of_descriptors(name: str) -> None:
     data = document()
     data["layers"][0][name] = 7
-    with pytest.raises(IntegrityError, match="layer 0 has a member .* some readers"):
+    with pytest.raises(IntegrityError, match=r"layer 0 has a member .* some readers"):
         parse_manifest(encoded(data), None)
 
 

@@ -44,13 +44,16 @@ _SCHEMA_1 = frozenset(
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
     }
 )
-#: Members that give a document its meaning, the last two in Docker schema 1.
+_FOREIGN = ("fsLayers", "history")  # of Docker schema 1
+#: Members that give a document its meaning.
 _MEMBERS = folded(
-    ("schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject", "annotations")
-    + ("fsLayers", "history")
+    (
+        *("schemaVersion", "mediaType", "artifactType", "config", "layers", "manifests", "subject"),
+        *("annotations", *_FOREIGN),
+    )
 )
-_FOREIGN_TO_MANIFESTS = ("manifests", "fsLayers", "history")
-_FOREIGN_TO_INDEXES = ("config", "layers", "fsLayers", "history")
+_FOREIGN_TO_MANIFESTS = ("manifests", *_FOREIGN)
+_FOREIGN_TO_INDEXES = ("config", "layers", *_FOREIGN)
 #: What an architecture without a variant means, as in ``linux/arm`` for ``linux/arm/v7``.
 _USUAL_VARIANTS = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
 _NO_ANNOTATIONS: Mapping[str, str] = MappingProxyType({})

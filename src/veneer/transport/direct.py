@@ -256,7 +256,7 @@ class _Body(httpx.AsyncByteStream):
     async def _counted(self, connection: _Connection) -> bytes:
         left, piece, self._here = self._left or 0, self._here, b""
         if left and not piece:
-            # One byte more shows what comes behind: TLS may have decrypted that, and then no socket tells of it.
+            # One byte more shows what comes behind: once TLS has decrypted that, no socket tells of it.
             piece = await connection.receive(self._timeout_s, min(left + 1, _PIECE))
             if not piece:
                 _broken_off(left)
