@@ -193,21 +193,37 @@ async def test_answers_without_a_body_keep_the_connection(transport: Transport) 
     async def bare(seen: Seen, wire: Wire) -> None:
         if seen.method == "HEAD":
             await wire.answer(200, length=1 << 30)
-        else:
+        elif seen.method == "GET":
             await wire.send(b"HTTP/1.1 204 X\r\n\r\n")
+        else:
+            await wire.send(b"HTTP/1.1 304 X\r\nContent-Length: 5\r\n\r\n")
 
     async with serve(bare) as server:
-        for method in ("HEAD", "GET", "HEAD"):
+        for method in ("HEAD", "GET", "HEAD", "POST", "HEAD"):
             assert await fetch(transport, server.host, method) == b""
     assert server.connections == 1
 
 
-async def test_an_answer_that_comes_before_the_request_has_ended_is_read(transport: Transport) -> None:
+async def test_hints_ahead_of_an_answer_are_passed_over(transport: Transport) -> None:
+    async def hinting(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+        await wire.answer(200, b"hello")
+
+    async with serve(hinting) as server:
+        assert [await fetch(transport, server.host) for _ in range(2)] == [b"hello"] * 2
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_an_answer_that_comes_before_the_request_has_ended_is_read(
+    transport: Transport, patient: bool
+) -> None:
     async def refuse(stream: trio.SocketStream) -> None:
         async with stream:
             await stream.receive_some(1)
             await stream.send_all(b"HTTP/1.1 413 X\r\nContent-Length: 3\r\n\r\nbig")
-            async for _ in stream:
+            # Or else it is closed with the rest unread, and sending that fails.
+            while patient and await stream.receive_some():
                 pass
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -100,6 +100,19 @@ async def test_a_body_may_be_left_half_read(transport: Transport) -> None:
         assert len(await fetch(transport, f"http://{server.host}/", 4 << 20)) == 4 << 20
 
 
+async def test_the_rest_of_an_answer_is_waited_for_only_if_it_is_known_to_be_short(
+    transport: Transport,
+) -> None:
+    async def begun(seen: Seen, wire: Wire) -> None:
+        await wire.send(b"HTTP/1.1 404 X\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n")
+        await trio.sleep_forever()
+
+    async with serve(begun) as server:
+        response = await transport.send(Request("GET", f"http://{server.host}/", "app"))
+        with trio.fail_after(transport.stall_s / 2):
+            await response.discard()
+
+
 async def test_leaving_a_body_does_not_wait_for_it(transport: Transport) -> None:
     async def begun(seen: Seen, wire: Wire) -> None:
         await wire.answer(200, b"begun", length=1 << 30)
