@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,20 @@ async def test_in_the_foreground(workplace: Path, settings: Settings, image: str
         process.terminate()
         assert await process.wait() == 0
     assert not (workplace / "mnt").exists()
+
+
+async def test_in_the_foreground_again_after_kill_9(workplace: Path, settings: Settings, image: str) -> None:
+    command = [sys.executable, "-m", "veneer", "mount", image, str(workplace / "mnt"), "--foreground"]
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        process = await trio.lowlevel.open_process(
+            command, env=environment(settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        async with process.stdout:
+            assert (await process.stdout.receive_some()).startswith(b"mounted ")
+            assert (workplace / "mnt/etc/hello").read_bytes() == b"hello\n"
+            process.send_signal(end)
+            await process.wait()
+    assert process.returncode == 0
+    assert not (workplace / "mnt").exists()
+    assert veneer(settings, "status").stdout.startswith("nothing is mounted\n")

@@ -63,6 +63,7 @@ def run(invocation: Invocation, args: Arguments) -> int:
     else by a process of its own; veneer umount ends it.
     """
     from veneer.daemon.client import mount_image, timed_mount
+    from veneer.daemon.mounts import clean_stale
     from veneer.daemon.request import MountInfo, MountRequest
 
     root = os.geteuid() == 0
@@ -102,6 +103,8 @@ def run(invocation: Invocation, args: Arguments) -> int:
         if not args.foreground:
             show(mount_image(request, report=report))
             return 0
+        # Such a process is started again by whoever supervises it, and finds its own mount if it was killed.
+        clean_stale(settings.run_dir)
 
         async def serve() -> None:
             from veneer.daemon.service import serve_mount
