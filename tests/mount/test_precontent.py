@@ -441,6 +441,28 @@ async def test_files_that_nobody_holds_any_more_fail(tmp_path: Path, caplog: pyt
     os.close(group)
 
 
+async def test_the_end_of_serving_fails_who_waits_for_a_device_to_be_held(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    group = fanotify.open_group()
+    async with guarding(tmp_path, index, data, group=group) as guarded:
+        await guarded.mount()
+    errors: list[str] = []
+
+    async def read() -> None:
+        with pytest.raises(OSError, match="Input/output") as caught:
+            await in_thread(lambda: pread(tmp_path / "device", 10, 0))
+        errors.append(str(caught.value))
+
+    async with trio.open_nursery() as nursery:
+        async with guarding(tmp_path / "cache", index, data, group=group) as guarded:
+            nursery.start_soon(read)
+            await first_event(guarded)
+            assert errors == []
+        assert guarded.devices.stats.pending == 0
+    assert len(errors) == 1
+    os.close(group)
+
+
 async def test_other_processes_may_open_the_data_file(tmp_path: Path) -> None:
     async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
         await guarded.mount()

@@ -234,6 +234,28 @@ def test_a_data_file_with_the_number_of_an_earlier_one_does_not_revive_its_map(
     again.close()
 
 
+def test_a_map_that_somebody_made_anew_while_it_was_waited_for_is_used(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(tmp_path, one)
+    with (first.directory / "map").open("r+b") as damaged:
+        damaged.write(b"damage")
+    flock, made = fcntl.flock, list[DeviceFile]()
+
+    def flock_late(fd: int, operation: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("/map") and not made:
+            monkeypatch.undo()
+            made.append(opened(tmp_path, one))
+            made[0].write(fills(one, 0))
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    second = opened(tmp_path, one)
+    assert second.read_span(0) == one.plain[:SPAN]
+    for file in (first, *made, second):
+        file.close()
+
+
 def test_a_change_keeps_other_processes_and_threads_out(
     tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,17 @@ async def test_what_a_device_has_that_others_have_mounted_is_not_copied_from_it(
     assert len(source.requests) == 2
 
 
+async def test_a_mounted_file_of_another_size_is_nobody_s_data(
+    tmp_path: Path, attached: AttachedDevice, one: Sample, directory: Path
+) -> None:
+    os.truncate(directory / "data", 100 * KIB)
+    async with open_store(store_settings(tmp_path)) as other:
+        theirs = other.attach(one.device, ScriptedSource(one.blob))
+        assert await other.read(theirs, 0, theirs.size) == one.plain
+        assert theirs.file is not None
+        assert theirs.file.map.on_disk() == []
+
+
 async def test_maintenance_leaves_pinned_devices_alone_and_says_so(
     tmp_path: Path,
     store: SpanStore,
