@@ -111,6 +111,15 @@ def test_a_kernel_that_fails_the_read(tmp_path: Path, monkeypatch: pytest.Monkey
         choose_for_daemon("erofs-fanotify", tmp_path / "unseen")
 
 
+def test_a_disk_that_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int, _data: bytes, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(MountError, match="cannot be answered: No space left"):
+        try_fanotify(tmp_path)
+
+
 def test_a_read_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanotify, "read_events", lambda _: [])
     monkeypatch.setattr(select, "select", lambda *_: ([], [], []))

@@ -2,6 +2,7 @@
 
 import errno
 import math
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -206,6 +207,26 @@ async def test_identical_spans_are_copied_from_a_device_that_has_them(tmp_path: 
         assert store.cached(second, 3000, second.size - 3000) == two.plain[3000:]
         assert await store.read(second, 0, 10) == two.plain[:10]
         assert len(sources[1].requests) == 1
+
+
+async def test_another_device_is_never_read_by_the_thread_that_may_have_to_let_it_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_span, readers = DeviceFile.read_span, set[int]()
+
+    def noted(file: DeviceFile, number: int, trusted: int = presence.PRESENT) -> bytes | None:
+        readers.add(threading.get_ident())
+        return read_span(file, number, trusted)
+
+    one, two = sample_of([b"a" * 9000, b"b"]), sample_of([b"a" * 9000, b"c"])
+    async with open_store(store_settings(tmp_path)) as store:
+        first, second = (store.attach(s.device, ScriptedSource(s.blob)) for s in (one, two))
+        await store.read(first, 0, 1)
+        monkeypatch.setattr(DeviceFile, "read_span", noted)
+        assert await store.read(second, 0, 9000) == b"a" * 9000
+        assert store.stats.copied == 1
+    assert readers
+    assert threading.get_ident() not in readers
 
 
 async def test_a_copy_of_bytes_that_were_altered_on_disk_is_fetched_instead(tmp_path: Path) -> None:

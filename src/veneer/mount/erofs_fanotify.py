@@ -135,7 +135,12 @@ def _try(cache_dir: Path, group: int) -> None:
                 f"cannot watch files in {cache_dir}: {error.strerror}", hint=_MARK_HINTS.get(error.errno or 0)
             ) from error
         mount = stack.enter_context(erofs_over(image, [Path(f"/proc/self/fd/{device.fileno()}")]))
-        found = _read_while_filling(mount, group, content)
+        try:
+            found = _read_while_filling(mount, group, content)
+        except OSError as error:
+            raise MountError(
+                f"a trial read of a file in {cache_dir} cannot be answered: {error.strerror}"
+            ) from error
         if found != content:
             raise MountError("the kernel does not ask before it reads a file that has been marked")
 
