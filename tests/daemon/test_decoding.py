@@ -12,7 +12,7 @@ import trio
 
 from tests.cli.invoking import invoke
 from tests.daemon.layouts import lazy_image, settings_in
-from tests.daemon.test_daemon import another_worker, environment, mount, processes, umount
+from tests.daemon.test_daemon import another_worker, environment, kill, mount, processes, umount
 from tests.waiting import eventually
 from veneer.daemon import mounts
 from veneer.settings import Settings
@@ -90,7 +90,7 @@ def test_it_goes_with_the_worker_and_serves_its_successor(
     fetched(image, workplace / "one", settings)
     eventually(lambda: told(settings)["decoder"])
     first, before = told(settings)["decoder"], processes(settings)["worker"]
-    os.kill(before, signal.SIGKILL)
+    kill(settings, "worker")
     another_worker(settings, before)
     eventually(lambda: not Path(f"/proc/{first}").exists())
     fetched(image, workplace / "two", settings)
