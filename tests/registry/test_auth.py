@@ -339,6 +339,23 @@ async def test_credentials_stay_with_their_registry(tmp_path: Path, log_in: LogI
     assert all(value is None or value.startswith("Bearer ") for value in sent)
 
 
+async def test_a_store_that_is_asked_directly_needs_no_token(
+    tmp_path: Path, log_in: LogIn, mock_clock: trio.testing.MockClock
+) -> None:
+    auth = TokenAuth({USER: PASSWORD}, expires_in_s=300.0)
+    async with (
+        scripted_registry(tmp_path / "registry", auth=auth, object_store=ObjectStore()) as registry,
+        client(registry.host, log_in(registry.host, Credential(USER, PASSWORD))) as repository,
+    ):
+        await push(repository)
+        source = repository.blob(CONFIG_DESCRIPTOR)
+        assert await source.read(0, 5) == CONFIG[:5]
+        registry.requests.clear()
+        mock_clock.jump(1_000)
+        assert await source.read(5, 5) == CONFIG[5:10]
+        assert statuses(registry) == []
+
+
 @pytest.mark.parametrize("way", ["same port", "other port", "there and back"])
 async def test_authorization_follows_only_within_the_origin(way: str, log_in: LogIn) -> None:
     received: list[str] = []

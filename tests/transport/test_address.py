@@ -98,6 +98,13 @@ def test_loopback_is_told_by_the_name(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
+def test_messages_of_servers_are_cut() -> None:
+    shown = redact_text("long " * 20_000, 60)
+    assert len(shown) == 60
+    assert shown.startswith("long long")
+    assert shown.endswith("...")
+
+
 def test_messages_show_urls_without_their_secrets() -> None:
     url = "https://user:pw@store.example:8443/a/b?X-Amz-Signature=abc#frag"
     assert redact_url(url) == "https://store.example:8443/a/b?..."

@@ -42,6 +42,13 @@ def test_all_proxy_and_star() -> None:
     assert ProxyRules.from_environment({}).proxy_for(origin) is None
 
 
+def test_in_a_cgi_the_variable_in_upper_case_is_a_header_of_the_request() -> None:
+    environment = {"REQUEST_METHOD": "GET", "HTTP_PROXY": "http://evil.example", "HTTPS_PROXY": "http://p"}
+    rules = ProxyRules.from_environment(environment)
+    assert rules.proxy_for(origin_of("http://registry.example/")) is None
+    assert rules.proxy_for(origin_of("https://registry.example/")) == "http://p"
+
+
 def test_proxy_passwords_are_not_shown() -> None:
     rules = ProxyRules.from_environment({"HTTPS_PROXY": "http://u:hunter2@p:1"})
     assert "hunter2" not in repr(rules)

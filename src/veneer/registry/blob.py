@@ -113,7 +113,7 @@ class RegistryBlob:
         whole = place == 0 and end == self._size
         response = await self._send({} if whole else {"Range": f"bytes={place}-{end - 1}"})
         try:
-            return response, self._check(response, place, end, skip_limit, whole=whole)
+            return response, self._check(response, place, end, skip_limit)
         except VeneerError:
             await response.aclose()
             raise
@@ -135,7 +135,7 @@ class RegistryBlob:
     def _call(self, target: str, headers: Mapping[str, str]) -> Call:
         return Call("GET", target, self.name, _ANSWERS, headers=headers)
 
-    def _check(self, response: Response, place: int, end: int, skip_limit: int, *, whole: bool) -> int:
+    def _check(self, response: Response, place: int, end: int, skip_limit: int) -> int:
         """The number of bytes to skip; raises when the answer is not about the bytes asked for."""
         if (encoding := response.header("Content-Encoding")) not in ("", "identity"):
             raise self._mistake(response, f"an encoded body ({redact_text(encoding, 40)})")
@@ -146,7 +146,7 @@ class RegistryBlob:
             )
         if response.status == 206:
             expected = f"bytes {place}-{end - 1}/{self._size}"
-            if whole or " ".join(total.split()).lower() != expected:
+            if " ".join(total.split()).lower() != expected:
                 raise self._mistake(response, f"range {redact_text(total, 60)!r}, not {expected!r}")
             return 0
         if response.length not in (None, self._size):
