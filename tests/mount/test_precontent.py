@@ -6,12 +6,13 @@ import select
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
 
-from tests.mount.guarding import SPAN, Guarded, guarding, in_thread, run
+from tests.mount.guarding import SPAN, FakeDevice, FakeStore, Guarded, guarding, in_thread, run
 from tests.mount.images import Entry, file, image
 from veneer.errors import CacheError, IntegrityError, MountError, Unavailable, UnsupportedFormat
 from veneer.mount import fanotify
@@ -461,6 +462,35 @@ async def test_the_end_of_serving_fails_who_waits_for_a_device_to_be_held(tmp_pa
         assert guarded.devices.stats.pending == 0
     assert len(errors) == 1
     os.close(group)
+
+
+async def test_what_a_mount_may_read_that_nobody_serves_stays_marked_when_others_let_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would read zeros where there is nothing."""
+    left: list[object] = []
+    async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
+        in_cache = tmp_path / "in cache"
+        in_cache.mkdir()
+        (in_cache / "data").hardlink_to(guarded.device.path)
+        monkeypatch.setattr(FakeStore, "leave", lambda _, attached: left.append(attached), raising=False)
+        monkeypatch.setattr(FakeDevice, "file", SimpleNamespace(directory=in_cache), raising=False)
+        guarded.devices.expect(1)
+        path, gone = await guarded.mount()
+        await guarded.unmount(path, gone)
+        assert left == [guarded.device]
+        with pytest.raises(OSError, match="Input/output"):
+            await in_thread(lambda: pread(guarded.device.path, 10, 0))
+        guarded.devices.expect(0)
+        assert await in_thread(lambda: pread(guarded.device.path, 10, 0)) == bytes(10), "nobody mounts it"
+
+
+async def test_what_is_held_stays_marked_when_all_mounts_are_served(tmp_path: Path) -> None:
+    async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
+        guarded.devices.expect(1, [guarded.device.path])
+        path, _ = await guarded.mount()
+        guarded.devices.expect(0)
+        assert await in_thread((path / "f").read_bytes) == CONTENT
 
 
 async def test_other_processes_may_open_the_data_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,25 @@ async def test_a_request_that_comes_back_after_all_is_dropped(tmp_path: Path) ->
         await trio.testing.wait_all_tasks_blocked()
         assert attached.queue.jobs == {}
         assert not store._memory._spans
+
+
+async def test_what_waits_for_its_turn_is_not_asked_for_once_it_is_given_up(tmp_path: Path) -> None:
+    one, two = (sample([20 * KIB] * 2, codecs=(RAW,), seed=seed) for seed in range(2))
+    answer = trio.Event()
+
+    async def late(_number: int, _offset: int, _length: int, right: bytes) -> bytes:
+        await answer.wait()
+        return right
+
+    first, second = ScriptedSource(one.blob, late), ScriptedSource(two.blob)
+    async with open_store(replace(store_settings(tmp_path), most_requests=1)) as store:
+        store.prefetch(store.attach(one.device, first), 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        attached = store.attach(two.device, second)
+        store.prefetch(attached, 0, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        store.detach(attached)
+        answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (len(first.requests), second.requests) == (1, [])
+        assert attached.queue.jobs == {}

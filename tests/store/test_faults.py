@@ -203,3 +203,25 @@ async def test_an_unknown_seal_is_refused_without_asking_again(
         with pytest.raises(UnsupportedFormat, match="unheard-of"):
             await store.read(store.attach(sealed.device, source), 0, 10)
     assert len(source.requests) == 1
+
+
+async def test_a_source_that_works_again_is_asked_as_much_as_before(tmp_path: Path, one: Sample) -> None:
+    gate = trio.Event()
+
+    async def fault(number: int, _offset: int, _length: int, answer: bytes) -> bytes:
+        if number == 0:
+            raise Unavailable("connection reset")
+        if number > 1:
+            await gate.wait()
+        return answer
+
+    source = ScriptedSource(one.blob, fault)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        assert await store.read(attached, 0, 1) == one.plain[:1]
+        async with trio.open_nursery() as nursery:
+            for number in (5, 10):
+                nursery.start_soon(store.read, attached, number * 4 * KIB, 1)
+                await wait_all_tasks_blocked()
+            assert source.running == 2
+            gate.set()

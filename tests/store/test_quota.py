@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,24 @@ async def test_the_least_recently_used_spans_of_all_devices_make_room(tmp_path: 
         assert not {1, 2, 3, 4} & set(present)
         assert store.cached(second, 11 * 100 * KIB, 100 * KIB) == two.plain[-9 * 100 * KIB :][: 100 * KIB]
         assert await store.read(first, 0, first.size) == one.plain
+
+
+async def test_nobody_waits_behind_an_eviction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect, evictors = DeviceCache.collect, set[int]()
+
+    def noted(cache: DeviceCache, target: int) -> int:
+        evictors.add(threading.get_ident())
+        return collect(cache, target)
+
+    monkeypatch.setattr(DeviceCache, "collect", noted)
+    one = sample([20 * KIB] * 20, codecs=(RAW,))
+    async with open_store(store_settings(tmp_path, quota=100 * KIB)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        for number in range(20):
+            await store.read(attached, number * 20 * KIB, 1)
+        assert store.stats.evicted > 0
+    assert evictors
+    assert threading.get_ident() not in evictors
 
 
 async def test_a_quota_below_one_span_leaves_reading_possible(tmp_path: Path) -> None:

@@ -233,9 +233,7 @@ class GuardedDevices:
         with trio.CancelScope(shield=True):
             async with guarded.changing:
                 guarded.holders -= 1
-                guarded.opening = min(guarded.opening, guarded.holders)
                 if guarded.holders:
-                    self._consider(guarded)
                     return
                 inode = next(inode for inode, one in self._devices.items() if one is guarded)
                 await self._end(inode, guarded)
