@@ -21,7 +21,7 @@ import trio
 
 from tests.convert.layouts import INDEX_TYPE, Layout
 from tests.daemon.layouts import LARGE, lazy_image, settings_in
-from tests.processes import kill_at_once
+from tests.processes import kill_at_once, stop_at_once
 from tests.waiting import delete, eventually
 from veneer.container.options import ContainerOptions
 from veneer.convert.convert import convert
@@ -33,7 +33,7 @@ from veneer.daemon.request import MountInfo, MountRequest
 from veneer.errors import IntegrityError, MountError, NotFound, UsageError
 from veneer.events import Event, Notice
 from veneer.mount.kernel import mounts_at
-from veneer.mount.state import mount_records
+from veneer.mount.state import directory_of, mount_records
 from veneer.settings import Settings
 from veneer.store.maintenance import list_devices
 from veneer.testing.actions import Hold
@@ -686,6 +686,27 @@ def test_a_detached_mount_is_served_until_it_is_left(workplace: Path, settings: 
     assert found.report is not None, "the end of the one before is not the end of this one"
     umount(workplace / "mnt", settings)
     assert mount_records(settings.run_dir) == []
+
+
+def test_a_worker_killed_while_it_freed_a_place_has_that_done_by_the_next_one(
+    workplace: Path, settings: Settings, image: str
+) -> None:
+    made = mount(image, workplace / "mnt", settings)
+    with (workplace / "mnt/large").open("rb") as user:
+        umount(workplace / "mnt", settings, lazy=True)
+        (record,) = mount_records(settings.run_dir)
+        before = processes(settings)["worker"]
+        supervisor = processes(settings)["supervisor"]
+        stop_at_once([supervisor])
+        kill(settings, "worker")
+        # So far it had come: its record was written, and the directory not moved.
+        directory_of(settings.run_dir, record.id).rename(directory_of(settings.run_dir, made.id))
+        os.kill(supervisor, signal.SIGCONT)
+        another_worker(settings, before)
+        mount(image, workplace / "mnt", settings)
+        assert os.pread(user.fileno(), 4096, 4 * STEP) == LARGE[4 * STEP :][:4096]
+    umount(workplace / "mnt", settings)
+    nothing_mounted(settings)
 
 
 def test_a_place_can_be_used_again_as_soon_as_it_has_been_unmounted_by_hand(

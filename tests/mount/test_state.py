@@ -14,6 +14,7 @@ from veneer.mount.state import (
     claim,
     detach,
     directory_of,
+    finish_retiring,
     mount_id,
     mount_records,
     release,
@@ -70,6 +71,21 @@ def test_a_retired_record_frees_the_place_and_no_longer_names_it(tmp_path: Path)
     assert retired.mountpoint != record.mountpoint
     claim(tmp_path, record)
     assert {found.id for found in mount_records(tmp_path)} == {record.id, retired.id}
+
+
+def test_whoever_comes_after_a_process_that_died_while_it_freed_a_place_frees_it(tmp_path: Path) -> None:
+    record = record_at(tmp_path / "mnt")
+    claim(tmp_path, record)
+    assert finish_retiring(tmp_path, record) is record
+    retired = retire(tmp_path, record)
+    assert finish_retiring(tmp_path, retired) is retired
+    # The record had been written, and its directory not moved yet.
+    directory_of(tmp_path, retired.id).rename(directory_of(tmp_path, record.id))
+    (half,) = mount_records(tmp_path)
+    assert half.id == record.id
+    assert finish_retiring(tmp_path, half) == retired
+    assert mount_records(tmp_path) == [retired]
+    claim(tmp_path, record)
 
 
 def test_a_mount_point_that_others_see_goes_with_the_mount(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from veneer.errors import IntegrityError, MountError, VeneerError
 from veneer.mount.base import Choice
 from veneer.mount.resident import Guards, forget_zeros
 from veneer.mount.session import MountSession
-from veneer.mount.state import mount_records
+from veneer.mount.state import finish_retiring, mount_records
 from veneer.mount.superblocks import Superblocks
 from veneer.store.pin import is_answered_for
 
@@ -105,7 +105,8 @@ class Restoring:
         found = []
         for record in await trio.to_thread.run_sync(mount_records, self._run_dir):
             if record.daemon:
-                one = _Unserved(Place(self._run_dir, record))
+                whole = await trio.to_thread.run_sync(finish_retiring, self._run_dir, record)
+                one = _Unserved(Place(self._run_dir, whole))
                 found.append(one)
                 await trio.to_thread.run_sync(one.read)
                 if one.state is not None:

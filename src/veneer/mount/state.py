@@ -31,6 +31,7 @@ __all__ = [
     "claiming",
     "detach",
     "directory_of",
+    "finish_retiring",
     "mount_id",
     "mount_records",
     "process_of",
@@ -263,6 +264,15 @@ def retire(run_dir: Path, record: MountRecord, *, seen_elsewhere: bool = False) 
     (directory / f".{_STATE}").replace(directory / _STATE)
     directory.rename(new)
     return detached
+
+
+def finish_retiring(run_dir: Path, record: MountRecord) -> MountRecord:
+    """Free the place of a mount over which a process was killed in :func:`retire`; any other record stays."""
+    name = record.mountpoint.parent.name
+    if record.kind != "detached" or name == record.id:
+        return record
+    directory_of(run_dir, record.id).rename(directory_of(run_dir, name))
+    return replace(record, id=name)
 
 
 def release(run_dir: Path, record: MountRecord) -> None:
