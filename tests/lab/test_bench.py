@@ -203,5 +203,6 @@ def test_results_are_not_written_over(results: Path) -> None:
 def test_systems_are_chosen_by_name() -> None:
     assert find_systems((), {"mine": "x"}) == (*session.SYSTEMS, "mine")
     assert find_systems(("mine", "containerd", "mine"), {"mine": "x"}) == ("mine", "containerd")
+    assert find_systems(("containerd",), {"mine": "x"}) == ("containerd", "mine")
     with pytest.raises(UsageError, match="no such system: yours"):
         find_systems(("yours",), {"mine": "x"})

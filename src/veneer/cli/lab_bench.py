@@ -65,7 +65,7 @@ def add_bench_arguments(parser: Parser) -> None:
         type=_names,
         default=[],
         metavar="NAME,...",
-        help="Which systems; by default all.",
+        help="Which systems, besides those of --system; by default all.",
     )
     add(
         "--system",
@@ -155,7 +155,11 @@ def _plan(args: BenchArguments) -> "BenchPlan":
     counts = args.blocks * len(networks) if len(args.blocks) == 1 else args.blocks
     if len(counts) != len(networks):
         raise UsageError(f"--blocks has {len(counts)} numbers for {len(networks)} networks")
-    given = parse_given(args.system)
+    given, resets = parse_given(args.system), parse_given(args.reset)
+    if astray := resets.keys() - given.keys():
+        raise UsageError(
+            f"--reset names {min(astray)}, which no --system is", hint="write the same NAME in both"
+        )
     output = args.output.absolute()
     return BenchPlan(
         images=find_images(args.images),
@@ -167,7 +171,7 @@ def _plan(args: BenchArguments) -> "BenchPlan":
         image_dir=args.image_dir.absolute(),
         work_dir=(args.work_dir or output.with_name(f"{output.name}.work")).absolute(),
         given=given,
-        resets=parse_given(args.reset),
+        resets=resets,
         timed=frozenset(image.name for image in find_images(tuple(args.timing)))
         if args.timing
         else frozenset(),

@@ -80,12 +80,12 @@ class BenchPlan:
 
 
 def find_systems(names: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of systems, checked; all when there are none. Raises UsageError."""
+    """Names of systems, checked, and of those given; all when there are no names. Raises UsageError."""
     known = (*SYSTEMS, *given)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(f"no such system: {unknown[0]}", hint=f"one of {', '.join(known)}")
-    return tuple(dict.fromkeys(names)) or known
+    return tuple(dict.fromkeys((*names, *given))) if names else known
 
 
 def run_bench(plan: BenchPlan, report: Reporter = silent) -> None:
