@@ -190,7 +190,9 @@ def test_unknown_types_are_unsupported() -> None:
         document(layers=[LAYER.to_json() | {"digest": "sha256:abc"}]),
         document(layers=[LAYER.to_json() | {"digest": "md5:" + "0" * 32}]),
         document(layers=[LAYER.to_json() | {"digest": "sha256:../../../../etc/passwd"}]),
+        document(layers=[LAYER.to_json() | {"size": True}]),
         document(layers=[LAYER.to_json() | {"mediaType": ""}]),
+        document(layers=[LAYER.to_json() | {"mediaType": f"{OCI_LAYER_ZSTD}\n"}]),
         document(annotations={"a": 1}),
         document(annotations=[]),
         document(artifactType=1),
@@ -198,7 +200,7 @@ def test_unknown_types_are_unsupported() -> None:
         document(layers=[LAYER.to_json()] * (MAX_LAYERS + 1)),
         {"schemaVersion": 2, "manifests": [LAYER.to_json()] * (MAX_INDEX_ENTRIES + 1)},
     ],
-    ids=range(26),
+    ids=range(28),
 )
 def test_malformed_documents(data: Any) -> None:
     with pytest.raises(IntegrityError):
@@ -345,6 +347,8 @@ def test_select_says_what_there_is() -> None:
 def test_entry_without_platform_is_taken_only_when_there_is_no_choice() -> None:
     nested = entry(None, media_type=OCI_INDEX)
     assert select("linux/amd64", nested) == nested
+    about_it = Descriptor(OCI_MANIFEST, Digest.of(b"sbom"), 4, artifact_type="application/vnd.example.sbom")
+    assert select("linux/amd64", about_it, nested) == nested
     for entries in ((nested, entry(None, "2")), (nested, entry("linux/arm64")), ()):
         with pytest.raises(NotFound):
             select("linux/amd64", *entries)

@@ -120,9 +120,11 @@ def test_hints_say_what_to_write() -> None:
 
 
 def test_credentials_in_a_reference_are_not_repeated() -> None:
-    for text in ("user:secret@r.example/app", "https://user:secret@r.example/app"):
+    plain = ("user:secret@r.example/app", "user:p@secret@r.example/app:1")
+    for text in (*plain, "https://user:secret@r.example/app"):
         with pytest.raises(UsageError) as caught:
             parse_reference(text)
+        assert text not in plain or "credentials belong into" in str(caught.value.hint)
         assert "secret" not in f"{caught.value.message} {caught.value.hint}"
 
 

@@ -259,5 +259,20 @@ async def test_blobs_in_an_object_store_are_there(transport: Transport, settings
         assert await repository_at(server.host, "app", transport, settings).has_blob(described(SMALL))
 
 
+@pytest.mark.parametrize("status", [301, 302, 303])
+async def test_what_is_pushed_is_not_sent_elsewhere_by_a_redirect_that_changes_the_method(
+    status: int, transport: Transport, settings: Settings
+) -> None:
+    async def registry(seen: Seen, wire: Wire) -> None:
+        await wire.answer(404 if seen.method == "HEAD" else status, headers={"Location": "/elsewhere"})
+
+    async with serve(registry) as server:
+        with pytest.raises(RegistryError, match=f"answered {status}"):
+            await repository_at(server.host, "app", transport, settings).push_blob(
+                described(SMALL), opener(SMALL)
+            )
+    assert "/elsewhere" not in [seen.path for seen in server.seen]
+
+
 def test_limits_make_sense() -> None:
     assert len(SMALL) < MONOLITHIC_LIMIT < CHUNK_SIZE
