@@ -51,6 +51,9 @@ async def test_a_file_is_read_as_it_is_and_the_second_time_asks_nobody(tmp_path:
         before = stats.events
         assert await in_thread((path / "f").read_bytes) == CONTENT
         assert stats.events == before
+        links = [Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        held = [link for link in links if link.exists() and link.samefile(guarded.device.path)]
+        assert len(held) == 1, "the store's own: those of events have been closed"
         await guarded.unmount(path, gone)
         assert not guarded.device.pinned
         assert (stats.held, stats.marked) == (0, 0)
@@ -129,6 +132,98 @@ async def test_a_bug_is_an_error_for_the_reader_and_ends_nothing(
         guarded.store.crash, guarded.store.lie = None, False
         assert await in_thread((path / "f").read_bytes) == CONTENT
     assert {"bug": "because of a bug", "lie": "is not there"}[fault] in caplog.text
+
+
+async def test_reads_that_the_kernel_has_failed_are_told_and_need_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, refused = fanotify.read_events, [fanotify.Event(-errno.EMFILE, 0, 0, 0)]
+
+    def read_events(group: int, most: int = 64) -> list[fanotify.Event]:
+        events = real(group, most)
+        return [*[refused.pop() for _ in range(len(refused)) if events], *events]
+
+    monkeypatch.setattr(fanotify, "read_events", read_events)
+    async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
+        path, _ = await guarded.mount()
+        assert await in_thread((path / "f").read_bytes) == CONTENT
+        stats = guarded.devices.stats
+        assert (stats.refused, stats.denied, stats.pending) == (1, 0, 0)
+    assert "the kernel failed reads because of: Too many open files" in caplog.text
+
+
+async def test_a_bug_while_it_is_decided_is_an_error_and_not_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> bool:
+        raise ZeroDivisionError
+
+    async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
+        path, _ = await guarded.mount()
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeStore, "holds", bug)
+            with pytest.raises(OSError, match="Input/output"):
+                await in_thread(lambda: pread(path / "f", 10, 0))
+        assert await in_thread((path / "f").read_bytes) == CONTENT
+
+
+async def test_a_device_is_held_though_as_many_readers_wait_as_may(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    found: list[bytes] = []
+    async with (
+        trio.open_nursery() as nursery,
+        guarding(tmp_path, index, data, most_pending=1) as guarded,
+    ):
+        path, _ = await guarded.mount()
+        marked = tmp_path / "marked"
+        marked.touch()
+        os.truncate(marked, len(data))
+        guarded.devices.guard(marked)
+        device = FakeDevice(index.devices[0], data, marked)
+
+        async def read() -> None:
+            found.append(await in_thread(lambda: pread(path / "f", 10, 0)))
+
+        guarded.store.blocked = trio.Event()
+        nursery.start_soon(read)
+        await guarded.store.filling.wait()
+        with trio.fail_after(30):
+            await guarded.devices.hold(guarded.store.real, device.real, None, "test")
+        assert (guarded.devices.stats.adopted, found) == (1, [])
+        guarded.store.blocked.set()
+        guarded.devices.opened(device.real)
+        await guarded.devices.release(device.real)
+        while not found:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+    assert found == [CONTENT[:10]]
+    assert device.data_fd is not None
+    os.close(device.data_fd)
+
+
+async def test_who_reads_while_a_device_is_being_held_waits_for_the_end_of_that(tmp_path: Path) -> None:
+    index, data = image({b"f": file(CONTENT)})
+    found: list[bytes] = []
+    async with trio.open_nursery() as nursery, guarding(tmp_path, index, data) as guarded:
+        guarded.devices.guard(guarded.device.path)
+        pin, go_on = guarded.store.pin, threading.Event()
+
+        def slow_pin(attached: FakeDevice, before_punch: object) -> None:
+            assert go_on.wait(30)
+            pin(attached, before_punch)
+
+        async def read() -> None:
+            found.append(await in_thread(lambda: pread(guarded.device.path, 10, 0)))
+
+        guarded.store.pin = slow_pin  # type: ignore[method-assign]
+        nursery.start_soon(guarded.devices.hold, guarded.store.real, guarded.device.real, None, "test")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(read)
+        await first_event(guarded)
+        assert found == []
+        go_on.set()
+        while not found:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+    assert found == [data[:10]]
 
 
 async def test_64_readers_of_one_cold_file(tmp_path: Path) -> None:

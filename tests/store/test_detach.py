@@ -111,7 +111,8 @@ async def test_the_other_twins_stay_twins(tmp_path: Path) -> None:
 async def test_a_file_is_closed_only_when_the_threads_that_use_it_are_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = sample([200 * KIB] * 2, codecs=(RAW,))
+    # More than is written in one go: what is left of it then is given up.
+    one = sample([900 * KIB] * 3, codecs=(RAW,))
     data = os.fspath(tmp_path / "cache" / "devices" / one.device.key.hex / "data")
     entered, proceed = threading.Event(), threading.Event()
     write_run = extents.write_run

@@ -225,3 +225,38 @@ async def test_a_source_that_works_again_is_asked_as_much_as_before(tmp_path: Pa
                 await wait_all_tasks_blocked()
             assert source.running == 2
             gate.set()
+
+
+async def test_who_comes_while_a_source_is_tried_again_has_its_turn_after_that(
+    tmp_path: Path, one: Sample
+) -> None:
+    gate = trio.Event()
+
+    async def fault(number: int, _offset: int, _length: int, answer: bytes) -> bytes:
+        if number == 0:
+            raise Unavailable("connection reset")
+        await gate.wait()
+        return answer
+
+    source = ScriptedSource(one.blob, fault)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.read, attached, 0, 1)
+            while len(source.requests) < 2:
+                await wait_all_tasks_blocked(0.01)
+            nursery.start_soon(store.read, attached, 40 * KIB, 1)
+            await wait_all_tasks_blocked(0.01)
+            assert len(source.requests) == 2, "one at a time"
+            gate.set()
+        assert len(source.requests) == 3
+
+
+async def test_a_source_is_not_believed_when_it_says_to_wait_for_an_hour(
+    tmp_path: Path, one: Sample, autojump_clock: MockClock
+) -> None:
+    source = ScriptedSource(one.blob, failing(1, RateLimited("slow down", retry_after_s=3600)))
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        assert await store.read(attached, 0, 1) == one.plain[:1]
+    assert len(source.requests) == 2

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.store.rig import KIB, RAW, ZSTD, Sample, ScriptedSource, sample, stor
 from veneer.errors import CacheError, NotFound
 from veneer.index.model import Codec
 from veneer.store import presence
+from veneer.store.devicefile import DeviceFile, Fill
 from veneer.store.spanstore import AttachedDevice, Form, open_store
 
 
@@ -141,3 +143,22 @@ async def test_a_device_without_plain_bytes_on_disk_cannot_be_filled_or_pinned(t
             store.pin(attached, lambda: None)
         assert (attached.all_present, attached.complete) == (False, False)
         assert not await store.prove(attached)
+
+
+async def test_what_was_taken_away_as_soon_as_it_came_is_fetched_once_more(
+    tmp_path: Path, one: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, taken = DeviceFile.write, list[int]()
+
+    def write_and_lose(file: DeviceFile, fills: Sequence[Fill]) -> int:
+        gained = write(file, fills)
+        if not taken:
+            taken.append(file.evict([fill.number for fill in fills]).spans)
+        return gained
+
+    monkeypatch.setattr(DeviceFile, "write", write_and_lose)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, ScriptedSource(one.blob))
+        await store.fill(attached, 0, 10)
+        assert store.holds(attached, 0, 10)
+    assert taken[0] > 0

@@ -126,7 +126,32 @@ async def test_misses_of_readers_that_come_together_become_one_request(tmp_path:
         assert store.cached(attached, 12 * KIB, 28 * KIB) is not None, "and its spans are kept"
 
 
-async def test_a_gap_that_costs_more_than_a_round_trip_is_not_fetched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["there", "under way"])
+async def test_what_lies_in_a_gap_is_verified_only_if_nobody_has_asked_for_it(
+    tmp_path: Path, there: bool
+) -> None:
+    one, gate = sample([4 * KIB] * 3, codecs=(RAW,)), Gate()
+    source = ScriptedSource(one.blob, gate)
+    async with open_store(store_settings(tmp_path)) as store:
+        attached = store.attach(one.device, source)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.read, attached, 4 * KIB, 1)
+            await wait_all_tasks_blocked()
+            if there:
+                gate.open.set()
+                await finished(attached)
+            for number in (0, 2):
+                nursery.start_soon(store.read, attached, number * 4 * KIB, 1)
+            await wait_all_tasks_blocked()
+            gate.open.set()
+        assert source.requests == [(4 * KIB, 4 * KIB), (0, 12 * KIB)]
+        assert store.stats.spans_fetched == 3
+
+
+@pytest.mark.parametrize("order", [(0, 2, 10), (10, 2, 0)])
+async def test_a_gap_that_costs_more_than_a_round_trip_is_not_fetched(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
     one = sample([4 * KIB] * 400, codecs=(RAW,))
     source = ScriptedSource(one.blob)
     async with open_store(store_settings(tmp_path)) as store:
@@ -134,9 +159,9 @@ async def test_a_gap_that_costs_more_than_a_round_trip_is_not_fetched(tmp_path: 
         # 1 ms and 10 MB/s: a round trip is worth 10 kB.
         for length in (10_000, 200_000, 400_000) * 20:
             attached.queue.link.observe(length, 0.001 + length / 10e6)
-        async with trio.open_nursery() as nursery:
-            for number in (0, 2, 10):
-                nursery.start_soon(store.read, attached, number * 4 * KIB, 1)
+        for number in order:
+            store.prefetch(attached, number * 4 * KIB, number * 4 * KIB + 1)
+        await finished(attached)
         assert sorted(source.requests) == [(0, 12 * KIB), (40 * KIB, 4 * KIB)]
 
 
