@@ -105,7 +105,7 @@ def story(near: str, far: str, network: str) -> None:
     say("\n# Look into it from afar, without pulling it.")
     say(veneer("cat", f"{far}:lazy", "/etc/debian_version").strip())
 
-    say("\n# Mount it: only manifest, config and index are fetched.")
+    say("\n# Mount it: manifest, config, index and the pack of what its command reads are fetched.")
     shutil.rmtree(DEMO / "cache")
     mountpoint = DEMO / "mnt"
     info = json.loads(veneer("mount", "--json", f"{far}:lazy", mountpoint))
