@@ -742,7 +742,8 @@ def test_a_supervisor_that_is_killed_while_it_stops_has_no_successor_in_the_end(
     assert lifecycle.start_daemon(settings.run_dir)
     eventually(lambda: processes(settings)["standby"] is not None)
     supervisor, standby = processes(settings)["supervisor"], processes(settings)["standby"]
-    os.kill(supervisor, signal.SIGSTOP)
+    # It has to stand still before the request comes, or it takes that first.
+    stop_at_once([supervisor])
     stopping = threading.Thread(target=lifecycle.stop_daemon, args=(settings.run_dir,))
     stopping.start()
     # It never learns of the request that it has got.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.test_daemon import kill, mount, nothing_mounted, pending_signals, processes
+from tests.processes import stop_at_once
 from tests.waiting import eventually
 from veneer.daemon import lifecycle, mounts
 from veneer.daemon.ask import Request, Unanswered, ask
@@ -135,7 +136,7 @@ def test_a_restart_asks_the_successor_of_a_supervisor_that_is_killed_over_it(set
     lifecycle.start_daemon(settings.run_dir)
     eventually(lambda: processes(settings)["standby"] is not None)
     supervisor, worker = processes(settings)["supervisor"], processes(settings)["worker"]
-    os.kill(supervisor, signal.SIGSTOP)
+    stop_at_once([supervisor])
     with ThreadPoolExecutor(1) as pool:
         restarting = pool.submit(lifecycle.restart_daemon, settings.run_dir)
         # It never learns of the request that it has got.
