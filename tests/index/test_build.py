@@ -118,6 +118,15 @@ def test_whiteouts() -> None:
     assert dropped == {"aufs metadata": 1}
 
 
+def test_whatever_a_name_can_be_can_be_hidden() -> None:
+    """The mark of a whiteout is no part of the name that it hides."""
+    longest = b"n" * 255
+    tree, _ = built(whiteout(longest))
+    assert kinds(tree) == {b"": IMPLICIT_DIR, b"/" + longest: WHITEOUT}
+    with pytest.raises(IntegrityError, match="more than 255 bytes"):
+        built(whiteout(longest + b"n"))
+
+
 @pytest.mark.parametrize("turn", [1, -1])
 def test_an_entry_wins_over_the_whiteout_of_its_name(turn: int) -> None:
     tree, _ = built(*(whiteout(b"f"), file(b"f"))[::turn])
