@@ -391,6 +391,32 @@ async def test_no_mark_goes_while_somebody_is_about_to_mount(tmp_path: Path) -> 
         assert (stats.marked, stats.unmarked_complete) == (0, 1)
 
 
+async def test_a_proof_that_ends_while_somebody_is_about_to_mount_leaves_the_mark(tmp_path: Path) -> None:
+    async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
+        devices, real, prove = guarded.devices, guarded.device.real, guarded.store.prove
+        begun, go_on, ended = trio.Event(), trio.Event(), trio.Event()
+
+        async def slow_prove(attached: FakeDevice) -> bool:
+            begun.set()
+            await go_on.wait()
+            result = await prove(attached)
+            ended.set()
+            return result
+
+        guarded.store.prove = slow_prove  # type: ignore[method-assign]
+        path, _ = await guarded.mount()
+        assert await in_thread((path / "f").read_bytes) == CONTENT
+        await begun.wait()
+        await devices.hold(guarded.store.real, real, None, "test")
+        go_on.set()
+        await ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (guarded.device.complete, devices.stats.marked) == (True, 1)
+        devices.opened(real)
+        assert devices.stats.marked == 0
+        await devices.release(real)
+
+
 async def test_what_was_evicted_while_it_was_proven_stays_marked(tmp_path: Path) -> None:
     async with guarding(tmp_path, *image({b"f": file(CONTENT)})) as guarded:
         path, _ = await guarded.mount()

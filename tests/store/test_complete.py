@@ -295,3 +295,24 @@ async def test_a_hash_that_was_kept_from_its_next_step_is_begun_anew(
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert await store.prove(attached)
+
+
+async def test_a_hash_is_handed_over_when_the_step_under_way_has_ended(
+    store: SpanStore, attached: AttachedDevice
+) -> None:
+    assert attached.file is not None
+    threads = Threads()
+    threads.limiter.total_tokens = 1
+    ahead = HashAhead(attached.file, attached.device.diff_id.hasher(), threads)
+    ends: list[int] = []
+
+    async def end() -> None:
+        ends.append((await ahead.end())[1])
+
+    async with trio.open_nursery() as nursery, threads.limiter:
+        nursery.start_soon(ahead.follow)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(end)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends == []
+    assert 0 < ends[0] < attached.size, "and no step is begun after that"
