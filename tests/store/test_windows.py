@@ -5,12 +5,14 @@ from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 import zstandard
 
-from tests.store.rig import KIB, GzipSample, ScriptedSource, gzip_sample, store_settings
+from tests.store.rig import KIB, GzipSample, ScriptedSource, gzip_sample, sample, store_settings
 from veneer.codec import check_and_decode
 from veneer.errors import IntegrityError
 from veneer.index.model import WINDOW_SIZE, Device
@@ -20,6 +22,7 @@ from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import VENEER_WINDOWS
 from veneer.source.base import WithWindows
 from veneer.store.spanstore import AttachedDevice, Form, SpanStore, open_store
+from veneer.store.twins import Twins
 
 
 def words(length: int) -> bytes:
@@ -184,3 +187,14 @@ async def test_windows_do_not_wait_for_the_turns_of_what_waits_for_them(
         attached = store.attach(one.device, WithWindows(layer, windows))
         with trio.fail_after(60):
             assert await store.read(attached, 0, len(one.plain)) == one.plain
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_same_stored_bytes_with_windows_are_no_twins(tmp_path: Path, alike: bool) -> None:
+    """With another window they are other bytes."""
+    gzip = gzip_sample(random.Random(0).randbytes(200 * KIB), tmp_path).device
+    spans = sample([4 * KIB] * 3).device.spans if alike else gzip.spans
+    twins, devices = Twins(), [SimpleNamespace(spans=spans, twins={}) for _ in range(2)]
+    for device in devices:
+        twins.add(cast("AttachedDevice", device))
+    assert [bool(device.twins) for device in devices] == [alike, alike]
