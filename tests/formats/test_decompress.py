@@ -100,6 +100,14 @@ def test_headers_of_members_may_have_names_and_comments(step: int) -> None:
         unpack(endless, "gzip")
 
 
+def test_a_member_is_as_long_as_it_says() -> None:
+    stored = gzip.compress(TEXT)
+    lying = stored[:-4] + (len(TEXT) + 1).to_bytes(4, "little")
+    for members in (lying, lying + stored, stored + lying):
+        with pytest.raises(IntegrityError, match="not as long as it says"):
+            unpack(members, "gzip")
+
+
 def test_plain_layers_pass_through_and_unknown_ones_do_not() -> None:
     assert unpack(TEXT, "none") == TEXT
     with pytest.raises(UnsupportedFormat):

@@ -115,6 +115,13 @@ def test_bytes_that_are_no_index(data: bytes) -> None:
             decode_pack_index(text, described(text))
 
 
+def test_an_index_that_expands_to_more_than_any_pack_needs_is_not_expanded() -> None:
+    frame = zstandard.ZstdCompressor().compress(bytes((16 << 20) + 1))
+    data = encode_pack_index(some_index())[:12] + ((16 << 20) + 1).to_bytes(4, "little") + frame
+    with pytest.raises(IntegrityError, match="plain bytes, more than"):
+        decode_pack_index(data, described(data))
+
+
 def some_index() -> PackIndex:
     places = (Place(LAYERS[0], 512, 1024, 512), Place(LAYERS[0], 4096, 512, 0))
     return PackIndex(device_of(bytes(1536)), tuple(sorted(places)))

@@ -278,3 +278,8 @@ def test_what_merges_have_in_common() -> None:
         merge_profiles([profile([use]), profile([use], workload="other")])
     with pytest.raises(UsageError):
         merge_profiles([])
+
+
+def test_a_document_of_more_values_than_a_profile_has_is_not_read() -> None:
+    with pytest.raises(IntegrityError, match="more values than are allowed"):
+        Profile.parse(b"[" + b"0," * (10 * module.MAX_USES) + b"0,0]")
