@@ -416,6 +416,17 @@ async def test_a_list_of_which_a_part_is_missing_is_an_error(
     assert not [seen.path for seen in server.seen if "/manifests/" in seen.path], "there is no need for the tag"
 
 
+async def test_a_list_that_is_malformed_is_not_taken_for_none(transport: Transport, settings: Settings) -> None:
+    async def broken(seen: Seen, wire: Wire) -> None:
+        await wire.answer(200, b'{"schemaVersion":2,"manifests":[{}]}', {"Content-Type": OCI_INDEX})
+
+    async with serve(broken) as server:
+        repository = repository_at(server.host, "app", transport, settings)
+        with pytest.raises(IntegrityError, match="index entry 0"):
+            await repository.referrers(EXPECTED.digest)
+    assert not [seen.path for seen in server.seen if "/manifests/" in seen.path]
+
+
 async def test_pages_are_followed(transport: Transport, settings: Settings) -> None:
     async def pages(seen: Seen, wire: Wire) -> None:
         number = int(seen.query.partition("page=")[2] or 0)
