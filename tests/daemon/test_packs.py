@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import trio
 
 from tests.cli.invoking import invoke
-from tests.daemon.layouts import LARGE, busybox_layer, lazy_image, settings_in
+from tests.daemon.layouts import BUSYBOX, LARGE, busybox_layer, lazy_image, settings_in
 from tests.daemon.test_daemon import (
     another_worker,
     kill,
@@ -28,6 +29,7 @@ from veneer.convert.convert import convert
 from veneer.convert.local import make_local_pack
 from veneer.daemon import mounts
 from veneer.daemon.client import RunRequest, RunResult, run_image
+from veneer.daemon.lifecycle import stop_daemon
 from veneer.daemon.report import PackReport
 from veneer.errors import IntegrityError, UsageError
 from veneer.events import Event, Notice
@@ -149,6 +151,34 @@ def test_a_start_with_the_right_pack_asks_for_nothing_else(
             )
 
     trio.run(main)
+
+
+def resident(path: Path) -> int:
+    """Bytes of a file in the kernel's page cache."""
+    found = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", path], stdout=subprocess.PIPE, check=True
+    )
+    return int(found.stdout)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_pack_has_is_in_memory_before_anybody_reads_it(
+    workplace: Path, settings: Settings, image: str, again: bool
+) -> None:
+    target = trio.run(packed, image, settings)
+    if again:
+        # Its metadata image is kept, and so is what that says of files.
+        mount(target, workplace / "first", settings)
+        stop_daemon(settings.run_dir, force=True)
+    mount(target, workplace / "mnt", settings)
+    pages = (len(LARGE) - 1_000_000) // 4096 * 4096
+    eventually(lambda: resident(workplace / "mnt/large") >= pages)
+    assert resident(workplace / "mnt/bin/busybox") >= BUSYBOX.stat().st_size // 4096 * 4096
+    assert resident(workplace / "mnt/large") < pages + (64 << 10), "nothing beside it"
+    (found,) = mounts.list_mounts(settings.run_dir).mounts
+    assert found.report is not None
+    assert found.report.kernel["events"] == 0, "the kernel reads what is proven without asking"
+    umount(workplace / "mnt", settings)
 
 
 def ranges_of(registry: ScriptedRegistry, digest: str) -> list[tuple[int, int]]:

@@ -53,6 +53,14 @@ async def test_it_writes_what_would_be_written_here(tmp_path: Path) -> None:
         assert scribe.pid == pid
 
 
+@pytest.mark.root
+async def test_it_goes_before_threads_that_nobody_waits_for(tmp_path: Path) -> None:
+    async with working() as scribe:
+        await scribe.write(commission(tmp_path))
+        assert scribe.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, scribe.pid) < os.getpriority(os.PRIO_PROCESS, 0)
+
+
 async def test_its_death_costs_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with working() as scribe:
         await scribe.start()

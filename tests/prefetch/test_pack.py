@@ -17,8 +17,10 @@ from veneer.errors import IntegrityError, UnsupportedFormat
 from veneer.index.build import TreeBuilder
 from veneer.index.merge import merge
 from veneer.index.model import Codec, Device, ImageIndex, LayerIndex, SpanTable
+from veneer.index.paths import find
 from veneer.index.tar import TarParser
 from veneer.index.wire_spans import encode_spans
+from veneer.mount.hot import hot_files
 from veneer.oci.descriptor import Descriptor
 from veneer.oci.digest import Digest
 from veneer.oci.mediatypes import OCI_LAYER, VENEER_INDEX, VENEER_PACK, VENEER_PACK_INDEX
@@ -275,6 +277,19 @@ def test_every_byte_of_a_packed_file_is_where_it_is_mapped_to(seed: int) -> None
         }
         assert whole == pages
     assert packed <= len(content) < packed + BLOCK * 50
+    files = hot_files(index, found)
+    assert len({file.path for file in files}) == len(files)
+    order = []
+    for path, ranges in files:
+        extents = [extent for extent in found[find(index, path, "the image")] if extent.device == 3]
+        order.append(min(extent.offset for extent in extents))
+        assert {place for start, length in ranges for place in range(start, start + length)} == {
+            place
+            for extent in extents
+            for place in range(extent.file_offset, extent.file_offset + extent.length)
+        }
+    assert order == sorted(order)
+    assert sum(length for _, ranges in files for _, length in ranges) == packed
 
 
 def test_the_order_is_that_of_first_use_and_what_is_too_much_is_left_out() -> None:

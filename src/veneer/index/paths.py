@@ -4,12 +4,13 @@ So nothing ever leads to the files of this host.
 """
 
 import stat
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from veneer.errors import NotFound
 from veneer.index.model import ImageIndex
 
-__all__ = ["ACCOUNT_FILES", "MAX_SYMLINKS", "Located", "find", "locate"]
+__all__ = ["ACCOUNT_FILES", "MAX_SYMLINKS", "Located", "find", "locate", "paths_to"]
 
 #: What is read of an image before every container: who its users and groups are.
 ACCOUNT_FILES = (b"etc/passwd", b"etc/group")
@@ -67,3 +68,21 @@ def locate(index: ImageIndex, path: bytes, what: str, *, follow: bool = True) ->
             continue
         trail.append((node, name))
     return Located(trail[-1][0], b"/".join(name for _, name in trail[1:]))
+
+
+def paths_to(index: ImageIndex, nodes: Iterable[int]) -> dict[int, bytes]:
+    """A path of each node that is no directory and that a name leads to, without a slash in front."""
+    children, wanted = index.children, set(nodes)
+    sought = wanted | children.keys()
+    above: dict[int, tuple[int, bytes]] = {}
+    for folder, entries in children.items():
+        if not sought.isdisjoint(entries.values()):
+            for name, node in entries.items():
+                if node in sought:
+                    above.setdefault(node, (folder, name))
+    paths = {index.root: b""}
+    for folder in children:  # breadth first: whatever is above one has been there
+        if folder in above:
+            parent, name = above[folder]
+            paths[folder] = paths[parent] + name + b"/"
+    return {node: paths[above[node][0]] + above[node][1] for node in wanted if node in above}

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -28,6 +28,7 @@ from veneer.errors import MountError, NotFound
 from veneer.formats.local import replace_file
 from veneer.index.model import Extent, ImageIndex
 from veneer.index.paths import ACCOUNT_FILES, find
+from veneer.mount.hot import HotFile, hot_files
 from veneer.mount.kernel import EROFS_SUFFIX
 from veneer.oci.digest import Digest
 from veneer.prefetch.pack import PackIndex
@@ -77,6 +78,8 @@ class MetadataImage:
     inodes: int
     #: Path -> where the file is that tells of users, in the order of its bytes; one that is missing is nowhere.
     accounts: Mapping[bytes, tuple[Extent, ...]]
+    #: What packs have of files, in their order.
+    hot: tuple[HotFile, ...]
 
 
 def metadata_image(
@@ -103,15 +106,17 @@ def metadata_image(
     if (found := kept_image(identity, devices, cache_dir, packs)) is not None:
         return found
     path = _path(identity, cache_dir, packs)
-    image, accounts = _write(index(), [pack.index for pack in packs])
+    image, accounts, hot = _write(index(), [pack.index for pack in packs])
     try:
-        _save(path, image, accounts)
+        _save(path, image, accounts, hot)
     except OSError as error:
         raise MountError(
             f"cannot keep the metadata image {path}: {error.strerror}", hint="make room, or use --backend fuse"
         ) from error
     _prune(path)
-    return MetadataImage(path, image.devices, image.copies, sum(image.dropped.values()), image.inodes, accounts)
+    return MetadataImage(
+        path, image.devices, image.copies, sum(image.dropped.values()), image.inodes, accounts, hot
+    )
 
 
 def kept_image(
@@ -158,13 +163,13 @@ def _path(identity: Digest, cache_dir: Path, packs: Sequence[PackFiles]) -> Path
 
 def _write(
     index: ImageIndex, packs: Sequence[PackIndex]
-) -> tuple[ErofsImage, Mapping[bytes, tuple[Extent, ...]]]:
+) -> tuple[ErofsImage, Mapping[bytes, tuple[Extent, ...]], tuple[HotFile, ...]]:
     slots = [DeviceSlot(pack.device.diff_id.hex[:TAG_SIZE].encode(), pack.device.spans.size) for pack in packs]
     placed = placements(index, packs)
     accounts = {
         path: where for path in ACCOUNT_FILES if (where := _whereabouts(index, placed, path)) is not None
     }
-    return write_erofs(index, packs=slots, placements=placed), accounts
+    return write_erofs(index, packs=slots, placements=placed), accounts, hot_files(index, placed)
 
 
 def _whereabouts(
@@ -197,12 +202,18 @@ def _load(path: Path) -> MetadataImage | None:
             where.encode("latin-1"): tuple(Extent(*fields) for fields in extents)
             for where, extents in facts["accounts"].items()
         }
-        return MetadataImage(path, devices, copies, int(facts["dropped"]), int(facts["inodes"]), accounts)
+        hot = tuple(
+            HotFile(where.encode("latin-1"), [(int(start), int(length)) for start, length in ranges])
+            for where, ranges in facts["hot"]
+        )
+        return MetadataImage(path, devices, copies, int(facts["dropped"]), int(facts["inodes"]), accounts, hot)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _save(path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Extent]]) -> None:
+def _save(
+    path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Extent]], hot: Iterable[HotFile]
+) -> None:
     facts = {
         "sha256": image.digest.hex(),
         "devices": [(slot.tag.decode("latin-1"), slot.size) for slot in image.devices],
@@ -210,6 +221,7 @@ def _save(path: Path, image: ErofsImage, accounts: Mapping[bytes, Sequence[Exten
         "dropped": sum(image.dropped.values()),
         "inodes": image.inodes,
         "accounts": {where.decode("latin-1"): extents for where, extents in accounts.items()},
+        "hot": [(where.decode("latin-1"), ranges) for where, ranges in hot],
     }
     replace_file(path, image.data)
     replace_file(path.with_suffix(_FACTS), json.dumps(facts).encode())

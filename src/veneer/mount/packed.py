@@ -5,7 +5,7 @@ bytes, which the pack is a copy of; so a pack can be slow, but neither fail a re
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,7 @@ async def follow_start(
     attached: Sequence[AttachedDevice],
     setting: Path | None,
     interest: Interest,
+    read_in: Callable[[], None],
 ) -> None:
     """Fetch a pack to its end, and let the kernel read ahead again when the start is over.
 
@@ -114,14 +115,18 @@ async def follow_start(
         attached: all devices of the mount, the pack's included.
         setting: of the mount's read-ahead; None to leave it alone.
         interest: whether anybody has the mount.
+        read_in: has the kernel read what the pack has. Blocks.
     """
     fetched = trio.Event()
     async with trio.open_nursery() as nursery:
         if setting is not None:
             nursery.start_soon(_end_start, packed, fetched, guards, attached, setting, interest)
         await interest.pursue(partial(_fetch, packed, store))
-        guards.consider(packed.attached)
         fetched.set()
+        # The kernel reads a device that is complete without asking anybody.
+        await guards.considered(packed.attached)
+        if packed.attached.all_present:
+            await trio.to_thread.run_sync(read_in)
 
 
 async def follow_next_start(

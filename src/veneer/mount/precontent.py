@@ -87,6 +87,8 @@ class GuardedDevices:
         self._threads = trio.CapacityLimiter(_THREADS)
         #: Who waits for events to be answered.
         self._waiting = trio.lowlevel.ParkingLot()
+        #: Where to wait for the end of a proof.
+        self._proved = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -223,6 +225,13 @@ class GuardedDevices:
     def consider(self, attached: AttachedDevice) -> None:
         """Look whether a device has become complete otherwise than by being read, and unmark it then."""
         self._consider(self._of(attached))
+
+    async def considered(self, attached: AttachedDevice) -> None:
+        """The same, and wait for the proof that it takes."""
+        guarded = self._of(attached)
+        self._consider(guarded)
+        while guarded.proving:
+            await self._proved.park()
 
     async def release(self, attached: AttachedDevice) -> None:
         """Undo one :meth:`hold`; to be done when the file system that reads the device is gone.
@@ -484,6 +493,7 @@ class GuardedDevices:
             guarded.tell_refuted(error)
         finally:
             guarded.proving = False
+            self._proved.unpark_all()
         if not guarded.opening:
             guarded.unmark(only_if_complete=True)
 

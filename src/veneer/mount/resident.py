@@ -27,6 +27,7 @@ from veneer.mount.base import Choice
 from veneer.mount.bdi import ASKED_KB, read_ahead_setting, set_read_ahead, stop_read_ahead
 from veneer.mount.erofs_fanotify import mount_guarded
 from veneer.mount.filetable import FileTable
+from veneer.mount.hot import HotFile, read_in
 from veneer.mount.interest import Interest
 from veneer.mount.metadata import MetadataImage, kept_image, metadata_image, mount_kept
 from veneer.mount.packed import Packed, follow_next_start, follow_start
@@ -131,6 +132,7 @@ class ResidentMounter:
         #: Where the files are that tell of users, once :attr:`planned` is set; what is not there is empty.
         self.accounts: dict[bytes, list[tuple[AttachedDevice, int, int]]] = {}
         self.planned = trio.Event()
+        self._hot: Sequence[HotFile] = ()
         #: Whether somebody may have read zeros for bytes that were not there; such a mount is to be given up.
         self.tainted = False
         self._guards = guards
@@ -185,7 +187,9 @@ class ResidentMounter:
             async with open_nursery() as nursery:
                 if self.packed is not None:
                     what = self.packed, self._store, self._guards.devices, shown.attached
-                    nursery.start_soon(follow_start, *what, shown.read_ahead, self.interest)
+                    nursery.start_soon(
+                        follow_start, *what, shown.read_ahead, self.interest, partial(self._read_in, shown.root)
+                    )
                 yield shown
                 nursery.cancel_scope.cancel()
 
@@ -206,7 +210,7 @@ class ResidentMounter:
             with self._timing.phase("guard"):
                 opened.append(await stack.enter_async_context(self._holding(layers, self._files)))
         metadata = written[0]
-        self.inodes = metadata.inodes
+        self.inodes, self._hot = metadata.inodes, metadata.hot
         if self._existing is not None and self.packed is not None:
             # Last: what it does not give comes from the layers, which may be read when they are held.
             opened.append(await stack.enter_async_context(self._holding([self.packed.attached])))
@@ -317,6 +321,11 @@ class ResidentMounter:
             log.info("image=%s the kernel reads ahead cause=%r", self._subject.name, str(error))
             return None
         return setting
+
+    def _read_in(self, root: Path | None) -> None:
+        """Have the kernel read what the pack has, in a mount that is new. Blocks."""
+        if root is not None and self._existing is None:
+            read_in(root, self._hot)
 
     def _mount(
         self,
