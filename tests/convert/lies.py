@@ -1,4 +1,4 @@
-"""Sidecars that nothing can tell from right ones until a layer is complete."""
+"""Sidecars that nothing can tell from right ones until a layer is complete, or a tree is decoded."""
 
 import pytest
 
@@ -19,3 +19,10 @@ async def a_lie(
     with monkeypatch.context() as patch:
         patch.setattr(_WindowWriter, "add", lambda self, window: honest(self, window.translate(table)))
         return await make_sidecar(reference, settings, push=True, profiles=profiles)
+
+
+async def a_stump(reference: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> IndexedImage:
+    """Push a sidecar that has no tree where trees are."""
+    with monkeypatch.context() as patch:
+        patch.setattr("veneer.index.wire.encode_tree", lambda *_: b"nonsense")
+        return await make_sidecar(reference, settings, push=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.convert.lies import a_lie
+from tests.convert.lies import a_lie, a_stump
 from tests.daemon.layouts import settings_in
 from tests.daemon.test_daemon import another_worker, kill, mount, processes, to_registry, umount
 from tests.waiting import eventually
 from veneer.daemon import mounts
+from veneer.errors import IntegrityError
 from veneer.settings import Settings
 from veneer.testing.images import write_image
 from veneer.testing.registry import scripted_registry
@@ -61,5 +62,31 @@ def test_the_next_mount_does_without_it_and_another_worker_serves_both(
             name = f"{registry.host}/team/app:v1"
             await a_lie(name, settings_in(workplace / "elsewhere"), monkeypatch)
             await trio.to_thread.run_sync(both, name)
+
+    trio.run(main)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("backend", ["erofs-fanotify", "erofs-fuse", "fuse"])
+def test_one_without_a_tree_costs_one_attempt(
+    workplace: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    settings = replace(settings, backend=backend)
+    write_image([tar([TarItem(b"text", content=TEXT)])], workplace / "layout", "v1", "gzip")
+
+    def twice(name: str) -> None:
+        with pytest.raises(IntegrityError, match="index of") as caught:
+            mount(name, workplace / "mnt", settings)
+        assert "try once more" in (caught.value.hint or "")
+        mount(name, workplace / "mnt", settings)
+        assert origins(settings) == ["streamed"]
+        assert (workplace / "mnt/text").read_bytes() == TEXT
+        umount(workplace / "mnt", settings)
+
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            name = f"{registry.host}/team/app:v1"
+            await a_stump(name, settings_in(workplace / "elsewhere"), monkeypatch)
+            await trio.to_thread.run_sync(twice, name)
 
     trio.run(main)

@@ -1,4 +1,4 @@
-"""Indexes that were found out to be wrong: all of a layer had come, and it was not the layer.
+"""Indexes that were found out to be wrong: all of a layer had come, and was another; or had no tree in them.
 
 Until a layer is complete nothing can tell what an index makes of it from the layer itself. Once that has been
 told, it holds for good: an index is named by its digest, which covers all that it says of its layers.
@@ -32,21 +32,22 @@ class Refutation:
 
     Args:
         manifest: of the image that it was used for.
-        layer: that came out wrong.
+        layer: that came out wrong; None when the index is wrong in itself.
         reason: how that was seen.
         seen_s: when, in seconds since the epoch.
     """
 
     manifest: str
-    layer: str
+    layer: str | None
     reason: str
     seen_s: int
 
     def error(self, index: Digest) -> IntegrityError:
         """The error of whoever wants to use it."""
         when = time.strftime("%Y-%m-%d", time.gmtime(self.seen_s))
+        occasion = f", when all of layer {self.layer} had come" if self.layer else ""
         return IntegrityError(
-            f"index {index} was refuted on {when}, when all of layer {self.layer} had come: {self.reason}; "
+            f"index {index} was refuted on {when}{occasion}: {self.reason}; "
             "delete it where it comes from and publish a right one (veneer index --push, or veneer convert)",
             hint="veneer cache clear forgets what was refuted",
         )
@@ -69,17 +70,22 @@ class Refutations:
             _log.warning("cannot use %s: %s", path, error)
             return None
         match note:
-            case {"manifest": str(manifest), "layer": str(layer), "reason": str(reason), "seen": int(seen_s)}:
+            case {
+                "manifest": str(manifest),
+                "layer": str() | None as layer,
+                "reason": str(reason),
+                "seen": int(seen_s),
+            }:
                 return Refutation(manifest, layer, reason, seen_s)
         _log.warning("%s is no note of a refuted index", path)
         return None
 
-    def add(self, index: Digest, manifest: Digest, layer: Digest, reason: str) -> None:
+    def add(self, index: Digest, manifest: Digest, layer: Digest | None, reason: str) -> None:
         """Note what was found out. What the disk does not take is forgotten with this process."""
         note = {
             "index": str(index),
             "manifest": str(manifest),
-            "layer": str(layer),
+            "layer": layer and str(layer),
             "reason": reason[: _MAX_NOTE // 16],
             "seen": int(time.time()),
         }

@@ -71,6 +71,7 @@ class Image:
         layers: notes, one for each layer.
         transport_stats: requests made so far through this image's connections.
         pack: for the start that it was opened for.
+        malformed: is told, in any thread, that the trees of the index make no tree.
 
     Attributes:
         devices: of the layers, lowest first.
@@ -95,6 +96,7 @@ class Image:
         layers: tuple[LayerNote, ...],
         transport_stats: TransportStats,
         pack: FoundPack | None = None,
+        malformed: Callable[[IntegrityError], None] | None = None,
     ) -> None:
         self.reference = reference
         self.name = name
@@ -115,6 +117,7 @@ class Image:
             for blob, windows in zip(self.blobs, opened.windows or [None] * len(self.blobs), strict=True)
         )
         self.artifact: bytes | None = opened.artifact
+        self._malformed = malformed
         self._decode: Callable[[], tuple[LayerIndex, ...]] = opened.layers
         self._index: ImageIndex | None = None
         self._merging = threading.Lock()
@@ -156,4 +159,8 @@ class Image:
             raise self._bad_index(error) from error
 
     def _bad_index(self, error: IntegrityError) -> IntegrityError:
+        if self._malformed is not None:
+            self._malformed(error)
+            hint = "it is not used again: try once more"
+            return IntegrityError(f"index of {self.name}: {error.message}", hint=hint)
         return IntegrityError(f"index of {self.name}: {error.message}", hint=error.hint)

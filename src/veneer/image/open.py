@@ -33,7 +33,7 @@ from veneer.image.packs import (
     report_unused,
 )
 from veneer.image.pinned import PinnedIndex
-from veneer.image.refute import refutations
+from veneer.image.refute import refutations, when_malformed
 from veneer.index.model import Device
 from veneer.oci.config import IMAGE_CONFIGS, MAX_CONFIG_SIZE, ImageConfig
 from veneer.oci.descriptor import Platform
@@ -234,6 +234,7 @@ async def load_image(
         layers=layer_notes(layer_format, manifest, location, opened),
         transport_stats=stats,
         pack=found_pack,
+        malformed=when_malformed(settings.cache_dir, resolved.name, manifest.digest, location),
     )
 
 

@@ -282,7 +282,12 @@ class ResidentMounter:
             return kept
         if subject.artifact is None:
             return await trio.to_thread.run_sync(metadata_image, subject.index, *what)
-        return await self._guards.scribe.write(Commission(subject.artifact, *what))
+        try:
+            return await self._guards.scribe.write(Commission(subject.artifact, *what))
+        except IntegrityError:
+            # The image says whose index it is, and takes note of it; if it is a pack's, there is a tree.
+            await trio.to_thread.run_sync(subject.index)
+            raise
 
     def _give_up_pack(self, error: VeneerError) -> None:
         self.packed = None
