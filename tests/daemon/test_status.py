@@ -76,8 +76,12 @@ def test_both_ways_say_the_same(workplace: Path, settings: Settings, image: str)
     mount(image, workplace / "\N{SNOWMAN} two", settings)
     found = shown_by_both(settings, lambda text: PASSING.sub("", text))
     assert str(workplace / "\N{SNOWMAN} two") in found.stdout
+    assert f"log: {settings.run_dir}/daemon.log" in found.stdout
     found = shown_by_both(settings, lambda text: json.dumps(without_passing(json.loads(text))), "--json")
     assert found.stdout.startswith('{\n  "daemon": {\n')
+    # As where a service manager takes what it says.
+    (settings.run_dir / "daemon.log").unlink()
+    assert "log: on the standard error" in shown_by_both(settings, lambda text: PASSING.sub("", text)).stdout
     for name in ("one", "\N{SNOWMAN} two"):
         umount(workplace / name, settings)
     assert short(settings).stdout.startswith("nothing is mounted\n\ndaemon: process ")

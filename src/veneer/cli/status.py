@@ -104,6 +104,8 @@ def _describe_hint(hint: "HintReport", layers: int) -> str:
 
 
 def _describe_daemon(daemon: "dict[str, Any]") -> str:
+    from veneer.daemon.instance import known_log
+
     events, stores = daemon["events"], daemon["stores"].values()
     lines = [
         (
@@ -121,7 +123,7 @@ def _describe_daemon(daemon: "dict[str, Any]") -> str:
         spans = sum(store["entrusted"] for store in stores)
         lines.append(f"  process {daemon['decoder']} decodes: {spans} spans so far")
     requests, fetched = (sum(store[name] for store in stores) for name in ("requests", "bytes_fetched"))
-    lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {daemon['log']}")
+    lines.append(f"  {requests} requests for data, {size_text(fetched)}; log: {known_log(daemon['log'])}")
     kept = [tree for tree in daemon["trees"] if tree["idle_s"] is not None]
     lines += [_describe_kept(tree) for tree in kept]
     for links in daemon["links"].values():

@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Mapping
 
-__all__ = ["HINT", "LOG", "SOCKET", "RefusedRunDirectory", "listen", "lock", "publish", "withdraw"]
+__all__ = ["HINT", "LOG", "SOCKET", "RefusedRunDirectory", "known_log", "listen", "lock", "publish", "withdraw"]
 
 #: Names in the run directory. The lock is held by every process of the daemon, through one open file.
 SOCKET, LOG = "daemon.sock", "daemon.log"
@@ -43,6 +43,13 @@ def lock(run_dir: str) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def known_log(path: str) -> str:
+    """Where to look for what a daemon logs to ``path``, which one in the foreground does not do."""
+    if os.path.exists(path):
+        return path
+    return "on the standard error of the daemon (under systemd: journalctl -u veneer)"
 
 
 def listen(run_dir: str) -> socket.socket:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from veneer.daemon.ask import DAEMON_SOCKET, Refused, Request, Unanswered, ask
+from veneer.daemon.instance import LOG, known_log
 from veneer.errors import MountError
 from veneer.events import Reporter, silent
 from veneer.mount.state import mount_records
@@ -64,7 +65,7 @@ def ask_started(run_dir: Path, op: str, *, report: Reporter = silent, **argument
             if time.monotonic() > deadline:
                 raise MountError(
                     "the daemon does not answer, and no other can be started",
-                    hint=f"see {run_dir / 'daemon.log'}",
+                    hint=_see_log(run_dir),
                 ) from error
         except Unanswered:
             unanswered += 1
@@ -157,7 +158,7 @@ def restart_daemon(run_dir: Path) -> None:
                 with contextlib.suppress(MountError, TimeoutError):
                     if ask(run_dir, DAEMON_SOCKET, "ping", timeout_s=PING_TIMEOUT_S)["worker"] != before:
                         return
-    raise MountError("no other worker took over", hint=f"see {run_dir / 'daemon.log'}")
+    raise MountError("no other worker took over", hint=_see_log(run_dir))
 
 
 def let_go(run_dir: Path) -> None:
@@ -196,7 +197,7 @@ def _open_supervisor(run_dir: Path) -> _Supervisor | None:
         if time.monotonic() > deadline:
             raise MountError(
                 "the daemon's supervisor has died, and no other has taken over",
-                hint=f"see {run_dir / 'daemon.log'}",
+                hint=_see_log(run_dir),
             )
         time.sleep(PING_PAUSE_S)
     return None
@@ -211,6 +212,10 @@ def _published(run_dir: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, Refused):
         return None
     return status
+
+
+def _see_log(run_dir: Path) -> str:
+    return f"its log is {known_log(os.path.join(run_dir, LOG))}"
 
 
 def _has_ended(process: int, wait_s: float) -> bool:
