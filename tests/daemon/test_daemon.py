@@ -525,14 +525,20 @@ def test_stopping_waits_for_the_supervisor_that_takes_over(
         (tmp_path / "daemon.json").write_text(json.dumps({"supervisor": pid, "started": 1.0}))
 
     def take_over(_seconds: float) -> None:
-        if living.poll() is None:
+        if (tmp_path / "daemon.json").read_bytes() == of_the_dead:
             named(living.pid)
 
     monkeypatch.setattr(lifecycle, "ask", lambda *_question: {"worker": 1})
-    ends = f"trap 'rm {tmp_path}/daemon.json; exit 7' TERM; while sleep 0.1; do :; done"
-    with subprocess.Popen(["sleep", "0"]) as dead, subprocess.Popen(["sh", "-c", ends]) as living:
+    ends = f"trap 'rm {tmp_path}/daemon.json; exit 7' TERM; echo; while sleep 0.1; do :; done"
+    with (
+        subprocess.Popen(["sleep", "0"]) as dead,
+        subprocess.Popen(["sh", "-c", ends], stdout=subprocess.PIPE) as living,
+    ):
         os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        assert living.stdout is not None
+        assert living.stdout.readline() == b"\n", "it knows what to do with the request to end"
         named(dead.pid)
+        of_the_dead = (tmp_path / "daemon.json").read_bytes()
         monkeypatch.setattr(time, "sleep", take_over)
         try:
             assert lifecycle.stop_daemon(tmp_path)
