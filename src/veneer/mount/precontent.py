@@ -243,6 +243,8 @@ class GuardedDevices:
             async with guarded.changing:
                 guarded.holders -= 1
                 if guarded.holders:
+                    # A recording that has ended with this one kept it marked.
+                    self._consider(guarded)
                     return
                 inode = next(inode for inode, one in self._devices.items() if one is guarded)
                 await self._end(inode, guarded)
