@@ -224,16 +224,21 @@ os._exit(7)
 """
 
 
+def program_of(runtime: Path, *, watched: bool) -> str:
+    """A program that runs a bundle as a command line does, with a runtime of ours."""
+    return (
+        "import sys; from veneer.container.run import ContainerRun; "
+        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output={watched}); "
+        "sys.exit(run.run('name', '/bundle').exit_code)"
+    )
+
+
 @pytest.mark.parametrize("watched", [False, True])
 def test_no_signal_waits_for_the_next_one(tmp_path: Path, watched: bool) -> None:
     runtime = tmp_path / "runtime"
     runtime.write_text(COUNTING.format(python=sys.executable))
     runtime.chmod(0o755)
-    program = (
-        "import sys; from veneer.container.run import ContainerRun; "
-        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output={watched}); "
-        "sys.exit(run.run('name', '/bundle').exit_code)"
-    )
+    program = program_of(runtime, watched=watched)
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
         try:
@@ -257,11 +262,7 @@ def test_no_signal_waits_while_nobody_takes_the_output(tmp_path: Path) -> None:
         .replace("taken =", "os.set_blocking(1, False)\nos.write(1, bytes(300_000))\ntaken =", 1)
     )
     runtime.chmod(0o755)
-    program = (
-        "import sys; from veneer.container.run import ContainerRun; "
-        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output=True); "
-        "sys.exit(run.run('name', '/bundle').exit_code)"
-    )
+    program = program_of(runtime, watched=True)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     ) as process:
@@ -306,11 +307,7 @@ def test_a_signal_reaches_a_command_whose_output_cannot_be_written_any_more(tmp_
     runtime.chmod(0o755)
     said = runtime.read_text().replace("taken =", "os.write(1, b'lost')\ntaken =", 1)
     runtime.write_text(said)
-    program = (
-        "from veneer.container.run import ContainerRun; "
-        f"run = ContainerRun({str(runtime)!r}, interactive=False, terminal=False, watch_output=True); "
-        "run.run('name', '/bundle')"
-    )
+    program = program_of(runtime, watched=True)
     with (
         open("/dev/full", "wb") as full,
         subprocess.Popen(

@@ -1,7 +1,9 @@
 """A sidecar that turns out to be wrong while it is mounted: who has it, and who mounts the image next."""
 
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,25 @@ def origins(settings: Settings) -> list[str]:
     return [one.report.index_origin for one in found if one.report is not None]
 
 
+def with_sidecar(
+    workplace: Path, publish: Callable[[str, Settings], Awaitable[object]], use: Callable[[str], None]
+) -> None:
+    """Use an image of one file, for which somebody has pushed a sidecar to its registry."""
+    write_image([tar([TarItem(b"text", content=TEXT)])], workplace / "layout", "v1", "gzip")
+
+    async def main() -> None:
+        async with scripted_registry(to_registry(workplace)) as registry:
+            name = f"{registry.host}/team/app:v1"
+            await publish(name, settings_in(workplace / "elsewhere"))
+            await trio.to_thread.run_sync(use, name)
+
+    trio.run(main)
+
+
 @pytest.mark.network
 def test_the_next_mount_does_without_it_and_another_worker_serves_both(
     workplace: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_image([tar([TarItem(b"text", content=TEXT)])], workplace / "layout", "v1", "gzip")
     lie, truth = workplace / "lie", workplace / "truth"
 
     def both(name: str) -> None:
@@ -57,13 +73,7 @@ def test_the_next_mount_does_without_it_and_another_worker_serves_both(
         for place in (lie, truth):
             umount(place, settings)
 
-    async def main() -> None:
-        async with scripted_registry(to_registry(workplace)) as registry:
-            name = f"{registry.host}/team/app:v1"
-            await a_lie(name, settings_in(workplace / "elsewhere"), monkeypatch)
-            await trio.to_thread.run_sync(both, name)
-
-    trio.run(main)
+    with_sidecar(workplace, partial(a_lie, monkeypatch=monkeypatch), both)
 
 
 @pytest.mark.network
@@ -72,7 +82,6 @@ def test_one_without_a_tree_costs_one_attempt(
     workplace: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     settings = replace(settings, backend=backend)
-    write_image([tar([TarItem(b"text", content=TEXT)])], workplace / "layout", "v1", "gzip")
 
     def twice(name: str) -> None:
         with pytest.raises(IntegrityError, match="index of") as caught:
@@ -83,10 +92,4 @@ def test_one_without_a_tree_costs_one_attempt(
         assert (workplace / "mnt/text").read_bytes() == TEXT
         umount(workplace / "mnt", settings)
 
-    async def main() -> None:
-        async with scripted_registry(to_registry(workplace)) as registry:
-            name = f"{registry.host}/team/app:v1"
-            await a_stump(name, settings_in(workplace / "elsewhere"), monkeypatch)
-            await trio.to_thread.run_sync(twice, name)
-
-    trio.run(main)
+    with_sidecar(workplace, partial(a_stump, monkeypatch=monkeypatch), twice)

@@ -125,7 +125,7 @@ async def follow_start(
         fetched.set()
         # The kernel reads a device that is complete without asking anybody.
         await guards.considered(packed.attached)
-        if packed.attached.all_present:
+        if packed.attached.complete:
             await trio.to_thread.run_sync(read_in)
 
 
